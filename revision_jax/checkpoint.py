@@ -1,0 +1,181 @@
+"""The shipped form of a trained model: one folder that answers questions by itself.
+
+    model.safetensors   every tensor of the state by its name ("params/text/...", "lora/dense/..."), float16 unless asked otherwise
+    config.json         the ExperimentConfig
+    tokenizer.json      of the `tokenizers` library
+    calibration.json    optional: temperature and threshold that turn a confidence into a probability
+
+Written as a whole or not at all (a folder beside the target is filled, then renamed). Read with every mismatch told at once. NumPy and
+safetensors only, so that answering needs nothing of training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from revision_jax import paths
+from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.errors import UserError
+
+WEIGHTS, CONFIG, TOKENIZER, CALIBRATION = "model.safetensors", "config.json", "tokenizer.json", "calibration.json"
+FORMAT = {"format": "revision_jax", "version": "1"}
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Shipped(NamedTuple):
+    """What `load` returns."""
+
+    config: ExperimentConfig
+    state: dict[str, Any]
+    tokenizer: Path
+    calibration: dict[str, Any] | None
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def export(
+    state: Mapping[str, Any],
+    config: ExperimentConfig,
+    tokenizer_file: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    dtype: str = "float16",
+) -> Path:
+    """Writes `state` (nested dicts of arrays) and what belongs to it into `out_dir`; an older checkpoint there is replaced at once.
+
+    Floating tensors are stored as `dtype` (float16, bfloat16, float32), others as they are. Raises UserError for an unknown dtype, for a
+    value that does not fit the dtype, for a target that holds something other than a checkpoint, and when the disk is full.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    out_dir, tokenizer_file = Path(out_dir), Path(tokenizer_file)
+    if not tokenizer_file.is_file():
+        raise UserError(f"{tokenizer_file}: no such tokenizer file")
+    if out_dir.exists() and not (out_dir.is_dir() and ((out_dir / WEIGHTS).is_file() or not any(out_dir.iterdir()))):
+        raise UserError(f"{out_dir}: exists and is not a checkpoint; choose an empty or new folder")
+    tensors, unfit = {}, []
+    for name, leaf in paths.flatten(state).items():
+        array = np.asarray(leaf)
+        if _is_float(array):
+            with np.errstate(over="ignore"):
+                cast = array.astype(DTYPES[dtype])
+            if not np.isfinite(cast.astype(np.float32)).all():
+                unfit.append(name)
+            array = cast
+        tensors[name] = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray turns a scalar into (1,)
+    if unfit:
+        raise UserError(f"{out_dir}: not written, these tensors have values that are not finite in {dtype}: {', '.join(unfit)}")
+    building = out_dir.parent / f".{out_dir.name}.{os.getpid()}.new"
+    replaced = out_dir.parent / f".{out_dir.name}.{os.getpid()}.old"
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        save_file(tensors, building / WEIGHTS, metadata=FORMAT)
+        (building / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
+        shutil.copyfile(tokenizer_file, building / TOKENIZER)
+        if calibration is not None:
+            (building / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.chmod(building / WEIGHTS, 0o644)  # safetensors writes 0600
+        if out_dir.exists():
+            out_dir.rename(replaced)
+        building.rename(out_dir)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out_dir}: could not be written ({error})") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if replaced.exists() and not out_dir.exists():
+            replaced.rename(out_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+    return out_dir
+
+
+def set_calibration(directory: str | os.PathLike, calibration: Mapping[str, Any]) -> None:
+    """Stores a newly fitted calibration in an existing checkpoint folder, at once or not at all."""
+    directory = Path(directory)
+    if not (directory / WEIGHTS).is_file():
+        raise UserError(f"{directory}: not a checkpoint (no {WEIGHTS})")
+    building = directory / f".{CALIBRATION}.{os.getpid()}"
+    try:
+        building.write_text(json.dumps(calibration, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        building.replace(directory / CALIBRATION)
+    except OSError as error:
+        building.unlink(missing_ok=True)
+        raise UserError(f"{directory / CALIBRATION}: could not be written ({error})") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+
+
+def load_config(directory: str | os.PathLike) -> ExperimentConfig:
+    """The config of a checkpoint folder, without its weights. Raises UserError."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such checkpoint folder")
+    if not (directory / CONFIG).is_file():
+        raise UserError(f"{directory}: not a checkpoint, {CONFIG} is missing")
+    try:
+        return ExperimentConfig.from_dict(_read_json(directory / CONFIG), CONFIG)
+    except ConfigError as error:
+        raise UserError(f"{directory / CONFIG}: {error}") from error
+
+
+def mismatches(found: Shapes, expected: Shapes) -> list[str]:
+    """One phrase for every tensor that is missing, extra or of another shape."""
+    wrong = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
+    wrong += [f"{name} is not part of the model" for name in sorted(set(found) - set(expected))]
+    both = sorted(set(found) & set(expected))
+    wrong += [f"{name} has shape {tuple(found[name])}, config says {tuple(expected[name])}" for name in both if tuple(found[name]) != tuple(expected[name])]
+    return wrong
+
+
+def load(
+    directory: str | os.PathLike,
+    expected: Shapes | Callable[[ExperimentConfig], Shapes] | None = None,
+    *,
+    dtype: str | None = None,
+) -> Shipped:
+    """Reads a folder that `export` wrote: (config, state as nested dicts of NumPy arrays, path of tokenizer.json, calibration or None).
+
+    expected: name -> shape of every tensor the model has, or a function that makes it from the config that was read; None takes the file
+    as it is. dtype: floating tensors are turned into it; None keeps what is stored. Raises UserError: folder or file missing, not
+    readable, or tensors that do not match (all of them listed).
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    for name in (WEIGHTS, TOKENIZER):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory}: not a checkpoint, {name} is missing")
+    try:
+        with safe_open(directory / WEIGHTS, framework="numpy") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            if expected is not None:
+                wrong = mismatches(found, expected(config) if callable(expected) else expected)
+                if wrong:
+                    raise UserError(f"{directory / WEIGHTS}: {len(wrong)} tensors do not match {CONFIG}: {'; '.join(wrong)}")
+            tensors = {}
+            for name in found:
+                array = file.get_tensor(name)
+                tensors[name] = array.astype(DTYPES[dtype]) if dtype is not None and _is_float(array) else array
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{directory / WEIGHTS}: not readable as safetensors ({error})") from error
+    calibration = _read_json(directory / CALIBRATION) if (directory / CALIBRATION).is_file() else None
+    return Shipped(config, paths.unflatten(tensors), directory / TOKENIZER, calibration)

@@ -1,0 +1,488 @@
+"""Every static size and every choice of the system, as frozen dataclasses.
+
+One class per part. `__post_init__` validates; a wrong value raises `ConfigError` with one line that names the field, what it is and what
+would be right. Presets live in `configs/` and are plain Python: `get_config() -> ExperimentConfig`. A config is JSON both ways
+(`to_dict`, `from_dict`), which is how it travels inside a checkpoint, and takes dotted overrides from the command line (`override`).
+
+Axis legend, used in every shape of the project: B batch, T frames (time), P patches of a frame, N visual tokens, S text positions,
+D vision width, H decoder width, K heads, G KV heads, V vocabulary, W windows, Q queries, E width of the aligned image-text space,
+C channels of the search signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from revision_jax.errors import UserError
+
+
+class ConfigError(UserError, ValueError):
+    """A config field (or a command-line override) that cannot be used; the message is one line for the user."""
+
+
+def _check(condition: bool, where: str, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"{where}: {message}")
+
+
+def _one_of(where: str, value: Any, choices: tuple) -> None:
+    _check(value in choices, where, f"{value!r} is not one of {', '.join(map(str, choices))}")
+
+
+def _positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        _check(value > 0, f"{where}.{name}", f"must be above 0, is {value}")
+
+
+# --------------------------------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT. `position="rope2d"` is VideoLLaMA3's encoder, `"learned"` CLIP's and SigLIP's."""
+
+    width: int = 1152
+    layers: int = 27
+    heads: int = 16
+    mlp: int = 4304
+    patch: int = 14  # pixels
+    position: Literal["rope2d", "learned"] = "rope2d"
+    grids: tuple[tuple[int, int], ...] = ((16, 16),)  # (rows, columns) of patches: the buckets images are resized and padded into
+    merge: int = 2  # m: m x m patches become one token after the encoder
+    pool: Literal["mean", "cls", "attention", "none"] = "mean"  # how a frame vector is made of its patch tokens; "attention" is SigLIP's head
+    class_token: bool = False
+    pre_norm: bool = False  # CLIP normalises the embeddings before the first block
+    projection: int = 0  # E: width of the aligned image-text space that tokens and frame vector are projected to; 0 = none
+    activation: Literal["gelu_tanh", "quick_gelu", "gelu"] = "gelu_tanh"
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self):
+        w = "vision"
+        _positive(w, width=self.width, layers=self.layers, heads=self.heads, mlp=self.mlp, patch=self.patch, merge=self.merge)
+        _check(self.width % self.heads == 0, f"{w}.heads", f"width {self.width} does not divide into {self.heads} heads")
+        _check(self.position != "rope2d" or self.head_dim % 4 == 0, f"{w}.heads", f"2-D RoPE needs a head width that divides by 4, is {self.head_dim}")
+        _one_of(f"{w}.position", self.position, ("rope2d", "learned"))
+        _one_of(f"{w}.pool", self.pool, ("mean", "cls", "attention", "none"))
+        _one_of(f"{w}.activation", self.activation, ("gelu_tanh", "quick_gelu", "gelu"))
+        _check(len(self.grids) > 0, f"{w}.grids", "needs at least one (rows, columns) bucket")
+        for rows, cols in self.grids:
+            _check(rows > 0 and cols > 0 and rows % self.merge == 0 and cols % self.merge == 0, f"{w}.grids", f"({rows}, {cols}) does not divide by merge {self.merge}")
+        _check(self.pool != "cls" or self.class_token, f"{w}.pool", "'cls' needs class_token=True")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def output(self) -> int:
+        """Width of the tokens and frame vectors that leave the encoder."""
+        return self.projection or self.width
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tower of an image-text pair (CLIP, SigLIP, or the tiny model's own)."""
+
+    vocab: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    max_len: int = 77  # S: positions, start and end tokens included
+    projection: int = 768  # E
+    causal: bool = True
+    pool: Literal["eos", "last", "mean"] = "eos"
+    activation: Literal["gelu_tanh", "quick_gelu", "gelu"] = "quick_gelu"
+    norm_eps: float = 1e-5
+    pad_id: int = 1  # pool="last" (SigLIP) reads its padding as text: this token
+
+    def __post_init__(self):
+        w = "text"
+        _positive(w, vocab=self.vocab, width=self.width, layers=self.layers, heads=self.heads, mlp=self.mlp, max_len=self.max_len, projection=self.projection)
+        _check(self.width % self.heads == 0, f"{w}.heads", f"width {self.width} does not divide into {self.heads} heads")
+        _one_of(f"{w}.pool", self.pool, ("eos", "last", "mean"))
+        _one_of(f"{w}.activation", self.activation, ("gelu_tanh", "quick_gelu", "gelu"))
+        _check(0 <= self.pad_id < self.vocab, f"{w}.pad_id", f"must be a token of the vocabulary of {self.vocab}, is {self.pad_id}")
+
+
+@dataclass(frozen=True)
+class SignalConfig:
+    """The search signal: a frame's similarity to the query, as attention bias and as summary (DESIGN, section 3)."""
+
+    enabled: bool = False
+    similarity: Literal["late", "pooled"] = "pooled"  # late: maximum over a frame's tokens; pooled: one vector a frame
+    channels: tuple[str, ...] = ("level", "square")  # of: level, square, rise, fall
+    top: int = 4  # similarities in the summary, and frames averaged into a sparse token's similarity
+    track: bool = False  # add where the best-matching token moves to (needs similarity="late") to the summary
+    init: float = 0.0  # starting scale of the bias: 0 for released checkpoints, 1 for models trained here
+
+    def __post_init__(self):
+        for channel in self.channels:
+            _one_of("signal.channels", channel, ("level", "square", "rise", "fall"))
+        _one_of("signal.similarity", self.similarity, ("late", "pooled"))
+        _check(not self.track or self.similarity == "late", "signal.track", "needs similarity='late'")
+
+    @property
+    def summary_size(self) -> int:
+        return self.top + (6 if self.track else 0)
+
+
+@dataclass(frozen=True)
+class PrunerConfig:
+    """DiffFP, VideoLLaMA3's differential frame pruner."""
+
+    threshold: float = 0.1  # mean |difference| of a token's normalised pixels, times 255
+    keep: Literal["first", "last"] = "first"  # of two alike tokens: the older (as released) or the newer (as the paper's text)
+    reference: Literal["previous", "last_kept"] = "previous"  # what a token is compared with
+    where: Literal["after_encoder", "before_encoder"] = "after_encoder"
+    min_tokens: int = 1  # tokens kept of a frame where nothing changed
+    budgets: tuple[int, ...] = (256, 512, 1024)  # static sizes the kept tokens are compacted into
+
+    def __post_init__(self):
+        _one_of("pruner.keep", self.keep, ("first", "last"))
+        _one_of("pruner.reference", self.reference, ("previous", "last_kept"))
+        _one_of("pruner.where", self.where, ("after_encoder", "before_encoder"))
+        _check(self.threshold >= 0, "pruner.threshold", f"must not be negative, is {self.threshold}")
+        _check(len(self.budgets) > 0 and list(self.budgets) == sorted(set(self.budgets)), "pruner.budgets", f"must be an ascending list, is {self.budgets}")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The hierarchical adapter of one level. `sparse`: a window becomes one token; `dense`: linear; `mlp`: VideoLLaMA3's projector."""
+
+    kind: Literal["dense", "sparse", "mlp"] = "dense"
+    width: int = 768  # D: what comes in
+    heads: int = 8
+    mlp: int = 2048
+    text_layers: int = 2
+    self_layers: int = 2
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        _one_of("adapter.kind", self.kind, ("dense", "sparse", "mlp"))
+        _check(self.kind != "sparse" or self.width % self.heads == 0, "adapter.heads", f"width {self.width} does not divide into {self.heads} heads")
+        _check(0 <= self.dropout < 1, "adapter.dropout", f"must lie in [0, 1), is {self.dropout}")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 64
+    alpha: float = 128.0
+    dropout: float = 0.05
+    rank_stabilised: bool = False  # rsLoRA: alpha / sqrt(rank)
+
+    def __post_init__(self):
+        _check(self.rank >= 0, "lora.rank", f"must not be negative, is {self.rank}")
+
+    @property
+    def scale(self) -> float:
+        if self.rank == 0:
+            return 0.0
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """LLaMA-2 / Vicuna and Qwen2 / 2.5 by numbers alone."""
+
+    vocab: int = 32000
+    width: int = 4096  # H
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    mlp: int = 11008
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    tie_embeddings: bool = False
+    lora: LoraConfig = LoraConfig()
+    signal: SignalConfig = SignalConfig()
+    time: Literal["none", "sinusoidal", "token"] = "none"  # absolute time of a visual token: sinusoid of its index, or the embedding of its number's token
+    scan: bool = True  # nn.scan over the layers in training; decoding is unrolled
+    remat: bool = False
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of activations
+
+    def __post_init__(self):
+        w = "decoder"
+        _positive(w, vocab=self.vocab, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, mlp=self.mlp)
+        _check(self.heads % self.kv_heads == 0, f"{w}.kv_heads", f"{self.heads} heads do not divide into {self.kv_heads} KV heads")
+        _check(self.head_dim % 2 == 0, f"{w}.head_dim", f"must be even for RoPE, is {self.head_dim}")
+        _one_of(f"{w}.time", self.time, ("none", "sinusoidal", "token"))
+        _one_of(f"{w}.attention", self.attention, ("xla", "cudnn", "splash"))
+        _one_of(f"{w}.dtype", self.dtype, ("float32", "bfloat16", "float16"))
+
+
+# ------------------------------------------------------------------------------------------------------------------------- answering
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Texts of one level. `before` + visual tokens + `after` + answer; exact strings, nothing is added."""
+
+    before: str = ""
+    after: str = "during which frames can we see {query} ?"  # {query} is lower-cased, stripped, without its final period
+    answer: str = "from {start} to {end} ."
+    absent: str = "not present ."
+    yes: str = "yes ."
+    no: str = "no ."
+    presence: str = "does {query} happen in the video ?"  # the question of stage 1-B
+    digits: int = 1  # numbers are padded with zeros to at least this many digits
+
+    def __post_init__(self):
+        _check("{query}" in self.after, "prompt.after", "must contain {query}")
+        _check("{start}" in self.answer and "{end}" in self.answer, "prompt.answer", "must contain {start} and {end}")
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One level of the search, coarse to fine. A hierarchy is a tuple of them.
+
+    sparse: a visual token is a whole window of `span_s`, a new one every `stride_s`; `tokens` windows make a group, one call each.
+    nested: a visual token is a run of `tokens` sparse tokens of the level below it (sparse tokens of sparse tokens).
+    dense: a visual token is a frame; one window of `span_s` a call, `tokens` frames in it.
+    patch: the visual tokens are the kept patches of `tokens` frames in `span_s` seconds around a boundary, at most `budget` of them.
+    """
+
+    name: str = "dense"
+    kind: Literal["sparse", "nested", "dense", "patch"] = "dense"
+    span_s: float = 120.0
+    stride_s: float = 60.0
+    tokens: int = 120  # numbers the level can name: windows of a group, or frames of a window
+    frames: int = 0  # sparse: frames of one window that the adapter sees
+    batch: int = 8  # groups or windows of one device call
+    beam: int = 8  # candidates kept for the next level
+    spans: int = 4  # spans decoded from one group or window (beam width)
+    budget: int = 0  # patch: visual tokens of one call
+    min_duration_s: float = 0.0  # the level is left out for videos shorter than this
+    adapter: AdapterConfig = AdapterConfig()
+    prompt: PromptConfig = PromptConfig()
+
+    def __post_init__(self):
+        w = f"levels.{self.name}"
+        _one_of(f"{w}.kind", self.kind, ("sparse", "nested", "dense", "patch"))
+        _positive(w, span_s=self.span_s, stride_s=self.stride_s, tokens=self.tokens, batch=self.batch, beam=self.beam, spans=self.spans)
+        _check(self.kind != "sparse" or self.frames > 0, f"{w}.frames", "a sparse level needs the frames of a window")
+        _check(self.kind != "patch" or self.budget > 0, f"{w}.budget", "a patch level needs a token budget")
+        _check(self.stride_s <= self.span_s, f"{w}.stride_s", f"{self.stride_s} s leaves gaps between windows of {self.span_s} s")
+
+    @property
+    def rate(self) -> float:
+        """Frames per second that the level looks at (dense and patch levels)."""
+        return self.tokens / self.span_s
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    levels: tuple[LevelConfig, ...] = ()
+    rate: float = 1.0  # frames per second of the feature store
+    query_len: int = 32  # S: text-tower positions of a query
+    prompt_len: int = 48  # S: decoder positions of the text after the visual tokens (question), padded
+    answer_len: int = 8  # S: decoder positions of the answer, end token included
+    merge: Literal["nms", "soft_nms"] = "nms"
+    merge_iou: float = 0.4
+    confidence: Literal["entropy", "max_entropy", "log_probability", "presence", "calibrated"] = "calibrated"
+    threshold: float = 0.5
+    prefix_cache_mb: int = 512
+
+    def __post_init__(self):
+        w = "grounding"
+        _positive(w, rate=self.rate, query_len=self.query_len, prompt_len=self.prompt_len, answer_len=self.answer_len)
+        _one_of(f"{w}.merge", self.merge, ("nms", "soft_nms"))
+        _check(0 < self.merge_iou <= 1, f"{w}.merge_iou", f"must lie in (0, 1], is {self.merge_iou}")
+        _check(0 <= self.threshold <= 1, f"{w}.threshold", f"must lie in [0, 1], is {self.threshold}")
+        names = [level.name for level in self.levels]
+        _check(len(names) == len(set(names)), f"{w}.levels", f"names must differ, are {names}")
+
+    def level(self, name: str) -> LevelConfig:
+        for level in self.levels:
+            if level.name == name:
+                return level
+        raise ConfigError(f"grounding.levels: no level {name!r}; there are {', '.join(level.name for level in self.levels) or 'none'}")
+
+
+# -------------------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the curriculum: what is seen, what is trained, for how long."""
+
+    name: str = "1a"
+    task: Literal["pretrain", "language", "ground", "presence"] = "ground"
+    level: str = ""  # whose adapter, LoRA, shapes and prompt; empty for pretrain and language
+    train: tuple[str, ...] = ()  # path prefixes that are trained: "params", "lora/dense", "adapter/dense"
+    copies: tuple[tuple[str, str], ...] = ()  # (from, to) subtrees copied when the stage begins: ("lora/dense", "lora/sparse")
+    steps: int = 1000
+    batch: int = 32
+    learning_rate: float = 1e-4
+    warmup: float = 0.03  # share of the steps
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    absent: float = 0.5  # share of examples whose answer is "not present" (contrastive windows and questions)
+    negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of: random, hard, cross_video, swap; with weights
+    absent_weight: float = 1.0  # weight of absent examples in the loss
+    windows: int = 0  # sparse: windows of one example (0 = the level's tokens)
+    cut: float = 0.0  # dense: share of positive windows whose border may cut the event, as the windows of a search do
+    crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
+
+    def __post_init__(self):
+        w = f"stages.{self.name}"
+        _one_of(f"{w}.task", self.task, ("pretrain", "language", "ground", "presence"))
+        _positive(w, batch=self.batch, learning_rate=self.learning_rate)
+        _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
+        _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
+        for name in ("absent", "cut", "crop"):
+            _check(0 <= getattr(self, name) <= 1, f"{w}.{name}", f"must lie in [0, 1], is {getattr(self, name)}")
+        for name, weight in self.negatives:
+            _one_of(f"{w}.negatives", name, ("random", "hard", "cross_video", "swap"))
+            _check(weight >= 0, f"{w}.negatives", f"weight of {name} is negative")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The corpus the curriculum reads. `dataset="synthetic"` renders the world; its splits have seeds that cannot meet."""
+
+    dataset: str = "synthetic"
+    version: int = 1
+    train_videos: int = 24
+    validation_videos: int = 6
+    test_videos: int = 20
+    duration_s: float = 3600.0
+    patch_videos: int = 4  # training videos that are also stored at the patch level's rate
+    workers: int = 0  # Grain worker processes; 0 = threads
+    prefetch: int = 4  # batches ahead of the training thread
+
+    def __post_init__(self):
+        _positive("data", train_videos=self.train_videos, validation_videos=self.validation_videos, test_videos=self.test_videos, duration_s=self.duration_s)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Mesh axis sizes; one may be -1 (what is left). `rules` names a strategy of `sharding/rules.py`."""
+
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+    rules: str = "default"
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.context, self.tensor)
+        _check(sum(s == -1 for s in sizes) <= 1, "mesh", f"at most one axis may be -1, sizes are {sizes}")
+        _check(all(s == -1 or s > 0 for s in sizes), "mesh", f"axis sizes must be positive (or one -1), are {sizes}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    seed: int = 0
+    stages: tuple[StageConfig, ...] = ()
+    checkpoint_every: int = 250  # steps
+    keep: int = 2
+    log_every: int = 25
+
+    def __post_init__(self):
+        names = [stage.name for stage in self.stages]
+        _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ everything
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    name: str = "experiment"
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    grounding: GroundingConfig = GroundingConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.decoder.signal.enabled:
+            _check(self.vision.output == self.text.projection, "text.projection",
+                   f"{self.text.projection} differs from the frame vectors' width {self.vision.output}: the search signal compares them")
+        names = {level.name for level in self.grounding.levels}
+        for stage in self.train.stages:
+            _check(stage.task in ("pretrain", "language") or stage.level in names, f"stages.{stage.name}.level",
+                   f"{stage.level!r} is not a level; there are {', '.join(sorted(names)) or 'none'}")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_dict(values: dict, where: str = "config") -> ExperimentConfig:
+        return _build(ExperimentConfig, values, where)
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """Turns JSON values into `kind` (a dataclass, tuple, literal or plain type); raises ConfigError naming the field."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        _check(isinstance(value, dict), where, f"must be an object with {kind.__name__}'s fields, is {value!r}")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        _check(not unknown, where, f"unknown field {', '.join(unknown)}; known are {', '.join(hints)}")
+        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if origin is tuple:
+        args = typing.get_args(kind)
+        _check(isinstance(value, (list, tuple)), where, f"must be a list, is {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        _check(len(value) == len(args), where, f"must have {len(args)} items, has {len(value)}")
+        return tuple(_build(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+    if origin is Literal:
+        _one_of(where, value, typing.get_args(kind))
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, f"must be {kind.__name__}, is {value!r}")
+    return value
+
+
+def override(config: ExperimentConfig, assignments: list[str] | tuple[str, ...]) -> ExperimentConfig:
+    """Applies dotted overrides such as `train.seed=3`, `train.stages.1.steps=100` or `train.stages.1a.steps=100` (by name).
+
+    Values are JSON, or plain text where they are not. Raises ConfigError for a field that does not exist.
+    """
+    values = config.to_dict()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        _check(bool(equals), assignment, "an override is written field.name=value")
+        try:
+            new = json.loads(text)
+        except json.JSONDecodeError:
+            new = text
+        node: Any = values
+        keys = path.split(".")
+        for depth, key in enumerate(keys):
+            where = ".".join(keys[: depth + 1])
+            if isinstance(node, (list, tuple)):
+                names = [item.get("name") if isinstance(item, dict) else None for item in node]
+                index = names.index(key) if key in names else int(key) if key.isdigit() and int(key) < len(node) else None
+                _check(index is not None, where, f"no such item; there are {', '.join(str(n) for n in names)}")
+                key = index
+            else:
+                _check(isinstance(node, dict) and key in node, where, f"unknown field; known are {', '.join(node) if isinstance(node, dict) else 'none'}")
+            if depth == len(keys) - 1:
+                node[key] = new
+            else:
+                if isinstance(node[key], tuple):
+                    node[key] = list(node[key])
+                node = node[key]
+    return ExperimentConfig.from_dict(values)

@@ -1,0 +1,318 @@
+"""The feature store: what the encoder said about one video, on disk, read by time or by frame number.
+
+One ArrayRecord file a video. Frames are grouped into blocks of fixed duration; each array of each block is a record of its own, so that reading
+the frame vectors of nine hours never touches their patch tokens, and a window costs the records of its blocks alone. The last record is the
+header. A record is four magic bytes, a length, a small JSON object and raw little-endian bytes: no pickle anywhere. Format, version 1:
+
+    records[i * (A + 1) + a]   array a (sorted by name; "times" is last) of the i-th stored block:  b"RVB1" u32 {"array","block","dtype","shape"} bytes
+    records[-1]                b"RVH1" u32 {"version", FeatureHeader's fields, "blocks": [[block number, frames], ...]}
+
+A store appears under its name complete or not at all (written beside it, then renamed). Frame i is the tick i / rate: the store has one frame a
+tick, and `times` holds the true timestamp of the picture that the tick got (`data/video.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from jaxtyping import Float64, Shaped
+
+from revision_jax.errors import UserError
+
+VERSION = 1
+BLOCK_MAGIC = b"RVB1"
+HEADER_MAGIC = b"RVH1"
+TIMES = "times"
+# Features hardly compress (float16 noise), and uncompressed windows read twice as fast.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+
+
+@dataclass(frozen=True)
+class FeatureHeader:
+    """What a store says about itself. `arrays` is {name: (shape of one frame's entry, dtype)}, such as {"frame": ((96,), "float16")}."""
+
+    video_hash: str  # content hash of the video file
+    encoder: str  # identity of what made the features: weights, frame size, patching
+    rate: float  # ticks (frames) per second
+    duration_s: float
+    arrays: dict[str, tuple]  # name -> (shape, dtype)
+    block_s: float = 60.0
+    warnings: tuple[str, ...] = ()  # what was wrong with the video, as told when it was read
+    fps: float = 0.0  # of the video itself
+
+    def __post_init__(self):
+        if not (self.rate > 0 and self.block_s > 0):
+            raise ValueError(f"rate and block_s must be above 0, are {self.rate} and {self.block_s}")
+        if TIMES in self.arrays:
+            raise ValueError(f"the array name {TIMES!r} is taken by the timestamps")
+        plain = {name: (tuple(int(n) for n in shape), np.dtype(dtype).name) for name, (shape, dtype) in sorted(self.arrays.items())}
+        object.__setattr__(self, "arrays", plain)
+        object.__setattr__(self, "warnings", tuple(self.warnings))
+
+
+def differences(header: FeatureHeader, video_hash: str, encoder: str, rate: float) -> list[str]:
+    """How a store differs from what is wanted, one phrase each; empty if it can be used."""
+    wanted = {"video_hash": video_hash, "encoder": encoder, "rate": rate}
+    return [f"its {name} is {getattr(header, name)!r}, not {value!r}" for name, value in wanted.items() if getattr(header, name) != value]
+
+
+def matches(header: FeatureHeader, video_hash: str, encoder: str, rate: float) -> bool:
+    """Whether a store was made from this video, by this encoder, at this rate."""
+    return not differences(header, video_hash, encoder, rate)
+
+
+class FeatureWriter:
+    """Writes a store. `append` in order of time, then `close`; as a context manager it closes, or on an exception leaves nothing behind.
+
+    Memory is one block. Raises UserError where the disk is full or the path cannot be written; what was written is removed first.
+    """
+
+    def __init__(self, path: str | Path, header: FeatureHeader):
+        self.path = Path(path)
+        self.header = header
+        self._names = [*header.arrays, TIMES]
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._block: int | None = None
+        self._pending: dict[str, list[np.ndarray]] = {}
+        self._blocks: list[tuple[int, int]] = []
+        self._frames = 0
+        self._last_time = -np.inf
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer: ArrayRecordWriter | None = ArrayRecordWriter(str(self._partial), WRITER_OPTIONS)
+            if not self._writer.ok():
+                self._writer.close()  # raises what went wrong
+        except (OSError, RuntimeError) as error:
+            self.abort()
+            raise UserError(f"{self.path}: cannot be written ({_reason(error)})") from None
+
+    def append(self, times: Float64[np.ndarray, "n"], arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> None:
+        """Adds n frames: seconds (never falling) and their arrays, converted to the header's dtypes.
+
+        Raises ValueError where names, shapes or the order of times are not the header's.
+        """
+        if set(arrays) != set(self.header.arrays):
+            raise ValueError(f"arrays are {', '.join(sorted(arrays))}; the header names {', '.join(self.header.arrays)}")
+        if len(times) == 0:
+            return
+        if times[0] < self._last_time or (np.diff(times) < 0).any():
+            raise ValueError("times must not fall")
+        cast = {TIMES: np.asarray(times, "<f8")}
+        for name, (shape, dtype) in self.header.arrays.items():
+            array = np.asarray(arrays[name])
+            if array.shape != (len(times), *shape):
+                raise ValueError(f"{name} has shape {array.shape}, not {(len(times), *shape)}")
+            cast[name] = array.astype(np.dtype(dtype).newbyteorder("<"))
+        # A frame's block follows from its number, not from its time: blocks then have one size, and a tick whose picture is a little older stays put.
+        numbers = ((np.arange(self._frames, self._frames + len(times)) + 0.5) / (self.header.rate * self.header.block_s)).astype(np.int64)
+        cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(times)]
+        try:
+            for start, stop in pairwise(cuts):
+                if self._block is not None and numbers[start] != self._block:
+                    self._flush()
+                self._block = int(numbers[start])
+                for name, array in cast.items():
+                    self._pending.setdefault(name, []).append(array[start:stop].copy())
+        except (OSError, RuntimeError) as error:
+            self._fail(error)
+        self._frames += len(times)
+        self._last_time = float(times[-1])
+
+    def close(self, duration_s: float | None = None, warnings: Iterable[str] | None = None) -> None:
+        """Finishes the store and gives it its name; duration and warnings replace the header's where reading the video taught better."""
+        if self._writer is None:
+            return
+        if duration_s is not None:
+            self.header = dataclasses.replace(self.header, duration_s=float(duration_s))
+        if warnings is not None:
+            self.header = dataclasses.replace(self.header, warnings=tuple(warnings))
+        try:
+            if self._block is not None:
+                self._flush()
+            values = {"version": VERSION, **dataclasses.asdict(self.header), "blocks": self._blocks}
+            self._writer.write(_record(HEADER_MAGIC, values))
+            self._writer.close()
+            os.replace(self._partial, self.path)
+            self._writer = None
+        except (OSError, RuntimeError) as error:
+            self._fail(error)
+
+    def abort(self) -> None:
+        """Drops what was written; nothing appears under the store's name."""
+        writer, self._writer = getattr(self, "_writer", None), None
+        if writer is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the file is removed anyway
+                writer.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _flush(self) -> None:
+        count = sum(map(len, self._pending[TIMES]))
+        for name in self._names:
+            array = np.concatenate(self._pending[name])
+            about = {"array": name, "block": self._block, "dtype": array.dtype.name, "shape": array.shape}
+            self._writer.write(_record(BLOCK_MAGIC, about, array.tobytes()))
+        self._blocks.append((self._block, count))
+        self._pending, self._block = {}, None
+
+    def _fail(self, error: Exception) -> None:
+        self.abort()
+        raise UserError(f"{self.path}: cannot be written ({_reason(error)}); nothing was kept") from None
+
+
+class FeatureStore:
+    """Reads a store. Safe to share between threads; picklable (a worker process opens the file anew)."""
+
+    def __init__(self, path: str | Path):
+        """Raises UserError for a missing, truncated or foreign file."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such feature store")
+        self._open()
+        values = self._load_header()
+        self._blocks = [(int(block), int(count)) for block, count in values.pop("blocks")]
+        arrays = {name: (tuple(shape), dtype) for name, (shape, dtype) in values.pop("arrays").items()}
+        self.header = FeatureHeader(arrays=arrays, warnings=tuple(values.pop("warnings")), **values)
+        self._names = [*self.header.arrays, TIMES]
+        self._starts = np.cumsum([0, *(count for _, count in self._blocks)])  # first frame of each block, then the total
+        if self._reader.num_records() != len(self._blocks) * len(self._names) + 1:
+            raise UserError(f"{self.path}: damaged feature store (records are missing); delete it and encode the video again")
+
+    @property
+    def frames(self) -> int:
+        """Number of frames (ticks)."""
+        return int(self._starts[-1])
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def require(self, video_hash: str, encoder: str, rate: float) -> None:
+        """Raises UserError, naming what differs, unless the store was made from this video, by this encoder, at this rate."""
+        found = differences(self.header, video_hash, encoder, rate)
+        if found:
+            raise UserError(f"{self.path}: these features do not fit: {'; '.join(found)}; delete the file and encode the video again")
+
+    def read(
+        self, start_s: float = 0.0, end_s: float | None = None, names: Iterable[str] | None = None
+    ) -> tuple[Float64[np.ndarray, "n"], dict[str, Shaped[np.ndarray, "n ..."]]]:
+        """The frames whose tick lies in [start_s, end_s) seconds: their true times and arrays (of `names`, or all)."""
+        # The tolerance keeps a tick whose second is not exact in binary, such as 0.3 at 10 a second.
+        first = int(np.ceil(start_s * self.header.rate - 1e-6))
+        stop = self.frames if end_s is None else int(np.ceil(end_s * self.header.rate - 1e-6))
+        return self.read_frames(first, stop, names)
+
+    def read_frames(
+        self, first: int, stop: int, names: Iterable[str] | None = None
+    ) -> tuple[Float64[np.ndarray, "n"], dict[str, Shaped[np.ndarray, "n ..."]]]:
+        """Frames first .. stop - 1 (clipped to the store): true times [n] and arrays [n ...], reading the records of the blocks concerned alone.
+
+        Raises KeyError for an unknown name, UserError for a damaged record.
+        """
+        wanted = list(self.header.arrays) if names is None else list(names)
+        columns = [self._names.index(name) if name in self._names else self._unknown(name) for name in (*wanted, TIMES)]
+        first, stop = max(0, first), min(self.frames, stop)
+        blocks = [i for i in range(len(self._blocks)) if self._starts[i] < stop and self._starts[i + 1] > first] if first < stop else []
+        records = self._read([block * len(self._names) + column for block in blocks for column in columns])
+        result = {}
+        for place, name in enumerate((*wanted, TIMES)):
+            shape, dtype = ((), "float64") if name == TIMES else self.header.arrays[name]
+            array = np.empty((max(0, stop - first), *shape), dtype)
+            for i, block in enumerate(blocks):
+                about, part = _array(records[i * len(columns) + place], self.path)
+                if about["array"] != name or about["block"] != self._blocks[block][0]:
+                    raise UserError(f"{self.path}: damaged feature store (records are out of order); delete it and encode the video again")
+                low, high = max(first, self._starts[block]), min(stop, self._starts[block + 1])
+                array[low - first : high - first] = part[low - self._starts[block] : high - self._starts[block]]
+            result[name] = array
+        return result.pop(TIMES), result
+
+    def times(self) -> Float64[np.ndarray, "T"]:
+        """True times of all frames, in seconds."""
+        return self.read_frames(0, self.frames, ())[0]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such feature store")
+        self._open()
+
+    def close(self) -> None:
+        """Closes the file; the store cannot be read any more."""
+        self._reader.close()
+
+    def _open(self) -> None:
+        self._reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
+        self._lock = threading.Lock()
+        if not self._reader.ok() or self._reader.num_records() == 0:
+            raise UserError(f"{self.path}: not a complete feature store (truncated, or another kind of file); delete it and encode the video again")
+
+    def _load_header(self) -> dict:
+        record = self._read([self._reader.num_records() - 1])[0]
+        try:
+            if record[:4] != HEADER_MAGIC:
+                raise ValueError("no header")
+            values = json.loads(record[8 : 8 + struct.unpack("<I", record[4:8])[0]])
+            version = values.pop("version")
+        except (ValueError, KeyError, struct.error):
+            raise UserError(f"{self.path}: not a feature store (another kind of ArrayRecord file)") from None
+        if version != VERSION:
+            raise UserError(f"{self.path}: feature store of version {version}, this program reads version {VERSION}; delete it and encode the video again")
+        return values
+
+    def _read(self, records: list[int]) -> list[bytes]:
+        if not records:
+            return []
+        try:
+            with self._lock:  # reads are short, and one reader's position is shared
+                return self._reader.read(records)
+        except (RuntimeError, IndexError) as error:
+            raise UserError(f"{self.path}: damaged feature store ({_reason(error)}); delete it and encode the video again") from None
+
+    def _unknown(self, name: str) -> int:
+        raise KeyError(f"{self.path}: no array {name!r}; there are {', '.join(self.header.arrays)}")
+
+
+def _record(magic: bytes, about: dict, data: bytes = b"") -> bytes:
+    text = json.dumps(about).encode()
+    text += b" " * (-len(text) % 8)  # the raw bytes begin aligned
+    return b"".join((magic, struct.pack("<I", len(text)), text, data))
+
+
+def _array(record: bytes, path: Path) -> tuple[dict, np.ndarray]:
+    if record[:4] != BLOCK_MAGIC:
+        raise UserError(f"{path}: damaged feature store (a block is not one); delete it and encode the video again")
+    length = struct.unpack("<I", record[4:8])[0]
+    about = json.loads(record[8 : 8 + length])
+    return about, np.frombuffer(record, np.dtype(about["dtype"]).newbyteorder("<"), offset=8 + length).reshape(about["shape"])
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's words, without what the library adds around them."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split(";")[0].strip() or type(error).__name__

@@ -1,0 +1,227 @@
+"""Single pictures of the world with captions, for pre-training the image and text encoders.
+
+Pictures are drawn by the same code as the videos and go through JPEG, which blurs and blocks as a codec does. Everything is a function of the seed.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Int8, UInt8
+from PIL import Image
+
+from revision_jax.data.synthetic.language import caption, phrase, random_query
+from revision_jax.data.synthetic.render import draw
+from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture
+from revision_jax.data.synthetic.script import can_pass, passing_offset
+from revision_jax.data.synthetic.shapes import diameter_and_tint
+from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS, PATTERNS, RELATIONS, SHAPES, SIZES, Dice, Drawn, Look, Query, Subject, shows
+
+GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
+_QUALITY = (35, 90)  # of JPEG
+_COUNTS = {0: 0.04, 1: 0.36, 2: 0.36, 3: 0.10, "pair": 0.14}  # subjects of a picture; pair: one covers the other
+
+
+@lru_cache(maxsize=GROUNDS)
+def _ground(number: int) -> UInt8[np.ndarray, "h w 3"]:
+    return texture(2**31 + number)
+
+
+def still(seed: int) -> tuple[UInt8[np.ndarray, "160 160 3"], tuple[Drawn, ...]]:
+    """A random scene and what stands in it, back to front. Takes about a millisecond once the grounds are made."""
+    return _still("still", seed)
+
+
+def _still(*key: object) -> tuple[np.ndarray, tuple[Drawn, ...]]:
+    dice = Dice(*key)
+    ground = _ground(dice.integer(0, GROUNDS - 1))
+    x, y = dice.integer(0, ground.shape[1] - FRAME), dice.integer(0, ground.shape[0] - FRAME)
+    ground = ground[y : y + FRAME, x : x + FRAME]
+    light = dice.integer(*LIGHT)
+    image = light_table(light)[ground[:, ::-1] if dice.chance(0.5) else ground]
+    drawn = _scene(dice)
+    draw(image, drawn, light)
+    return _codec(image, dice.integer(*_QUALITY), dice.chance(0.8)), drawn
+
+
+def _codec(image: np.ndarray, quality: int, subsample: bool) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=2 if subsample else 0)
+    return np.array(Image.open(buffer))
+
+
+def _subject(dice: Dice) -> Subject:
+    colour, shape = dice.pick(PAIRS)
+    return Subject(dice.pick(SIZES), dice.pick(PATTERNS), colour, shape)
+
+
+def _scene(dice: Dice) -> tuple[Drawn, ...]:
+    count = dice.weighted(_COUNTS)
+    result: list[Drawn] = []
+    if count == "pair":
+        result += _pair(dice)
+        count = 3 if dice.chance(0.3) else 2
+    while len(result) < count:
+        subject = _subject(dice)
+        if result and dice.chance(0.3):  # neighbours, so that attributes must be told apart within one picture
+            subject = replace(result[0].subject, **dict([dice.pick((("size", subject.size), ("pattern", subject.pattern), ("shape", subject.shape)))]))
+            if subject.pair not in PAIRS:
+                continue
+        diameter, tint = diameter_and_tint(subject, dice)
+        low, high = diameter // 2 + 2, FRAME - diameter + diameter // 2 - 2
+        for _ in range(20):
+            x, y = dice.integer(low, high), dice.integer(low, high)
+            if all(max(abs(x - item.x), abs(y - item.y)) > (diameter + item.diameter) / 2 + 3 for item in result):
+                result.append(Drawn(subject, diameter, tint, x, y, None, (len(result), 0)))
+                break
+        else:
+            count -= 1  # no room for another
+    return tuple(result)
+
+
+def _pair(dice: Dice) -> list[Drawn]:
+    """Two subjects, one partly over the other, as they stand when one passes the other in a video."""
+    while True:
+        lower, upper = _subject(dice), _subject(dice)
+        if not can_pass(upper, lower):
+            continue
+        (a, tint_a), (b, tint_b) = diameter_and_tint(lower, dice), diameter_and_tint(upper, dice)
+        along, horizontal = dice.integer(-8, 8), dice.chance(0.5)
+        aside = passing_offset((upper.shape, b), (lower.shape, a), "front", horizontal, [along], dice)
+        if aside is None:
+            continue
+        dx, dy = (along, aside) if horizontal else (aside, along)
+        reach_x, reach_y = a // 2 + b + abs(dx), a // 2 + b + abs(dy)
+        x, y = (dice.integer(min(reach // 2 + 16, 80), max(FRAME - reach // 2 - 16, 80)) for reach in (reach_x, reach_y))
+        x = max(a // 2 + 2, b // 2 + 2 - dx, min(x, FRAME - 2 - (a + 1) // 2, FRAME - 2 - (b + 1) // 2 - dx))
+        y = max(a // 2 + 2, b // 2 + 2 - dy, min(y, FRAME - 2 - (a + 1) // 2, FRAME - 2 - (b + 1) // 2 - dy))
+        return [Drawn(lower, a, tint_a, x, y, None, (0, 1)), Drawn(upper, b, tint_b, x + dx, y + dy, 0, (0, 0))]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- captions
+
+
+def _look(subject: Subject, dice: Dice, named: float = 0.5) -> Look:
+    return Look(subject.colour, subject.shape, subject.size if dice.chance(named) else None, subject.pattern if dice.chance(named) else None)
+
+
+def _dress(look: Look, dice: Dice) -> Query:
+    """The look alone, or as part of a question about motion or change, which a single picture can't deny."""
+    form = dice.real()
+    if form < 0.3:
+        return Query(look, motion=dice.pick(DIRECTIONS))
+    if form < 0.45:
+        colour = dice.pick([colour for colour in COLOURS if colour != look.colour and (colour, look.shape) in PAIRS])
+        return Query(look, to_colour=colour) if dice.chance(0.5) else Query(replace(look, colour=colour), to_colour=look.colour)
+    return Query(look)
+
+
+def _positive(drawn: tuple[Drawn, ...], dice: Dice) -> Query:
+    tops = [item for item in drawn if item.over is not None]
+    if tops and dice.chance(0.55):
+        upper = dice.pick(tops)
+        lower = drawn[upper.over]
+        over = Query(_look(upper.subject, dice, 0.35), relation="front", other=_look(lower.subject, dice, 0.35))
+        return over if dice.chance(0.5) else over.converse
+    return _dress(_look(dice.pick(drawn).subject, dice), dice)
+
+
+def _swapped(value: str, choices: tuple[str, ...], dice: Dice) -> str:
+    return dice.pick([choice for choice in choices if choice != value])
+
+
+def swap_look(look: Look, dice: Dice) -> Look:
+    """The look with one of its named attributes changed, within the pairs that training may show."""
+    choices = {"size": SIZES, "pattern": PATTERNS, "colour": COLOURS, "shape": SHAPES}
+    while True:
+        name = dice.pick([name for name in choices if getattr(look, name) is not None])
+        other = replace(look, **{name: _swapped(getattr(look, name), choices[name], dice)})
+        if (other.colour, other.shape) in PAIRS:
+            return other
+
+
+def _negative(drawn: tuple[Drawn, ...], dice: Dice) -> Query:
+    """A question one attribute away from something in the picture that the picture does not answer."""
+    for _ in range(24):
+        if not drawn:
+            query = random_query(dice)
+        elif any(item.over is not None for item in drawn) and dice.chance(0.55):
+            upper = dice.pick([item for item in drawn if item.over is not None])
+            query = Query(_look(upper.subject, dice, 0.35), relation="front", other=_look(drawn[upper.over].subject, dice, 0.35))
+            query = query if dice.chance(0.5) else query.converse
+            if dice.chance(0.4):
+                query = replace(query, relation=_swapped(query.relation, RELATIONS, dice))
+            elif dice.chance(0.5):
+                query = replace(query, other=swap_look(query.other, dice))
+            else:
+                query = replace(query, look=swap_look(query.look, dice))
+        elif len(drawn) > 1 and dice.chance(0.1):  # both there, but apart
+            first, second = dice.shuffled(drawn)[:2]
+            query = Query(_look(first.subject, dice, 0.35), relation=dice.pick(RELATIONS), other=_look(second.subject, dice, 0.35))
+        else:
+            # all attributes named, or nothing but colour and shape: both are asked for
+            query = _dress(swap_look(_look(dice.pick(drawn).subject, dice, 0.65), dice), dice)
+        if not shows(query, drawn):
+            return query
+    while True:
+        query = random_query(dice)
+        if not shows(query, drawn):
+            return query
+
+
+def still_queries(drawn: tuple[Drawn, ...], count: int, dice: Dice) -> list[Query]:
+    """`count` questions about one picture: half hold (all are negative where nothing is there), half are one attribute away."""
+    positives = 0 if not drawn else count // 2 + (count % 2 and dice.chance(0.5))
+    return dice.shuffled([_positive(drawn, dice) for _ in range(positives)] + [_negative(drawn, dice) for _ in range(count - positives)])
+
+
+def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
+    """A batch of pictures, and of captions each of which is judged against every picture.
+
+    seed: any whole number; pictures of different seeds are independent. Returns
+    {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
+    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star ."}.
+    """
+    images, scenes, queries, captions, full = [], [], [], [], []
+    for number in range(batch):
+        image, drawn = _still("batch", seed, number)
+        dice = Dice("captions", seed, number)
+        asked = still_queries(drawn, captions_per_image, dice)
+        images.append(image)
+        scenes.append(drawn)
+        queries += asked
+        captions += [phrase(query, dice) for query in asked]
+        full.append(caption(drawn, dice))
+    return {"images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "full_captions": full}
+
+
+_CODES = {name: code for names in (SIZES, PATTERNS, COLOURS, SHAPES) for code, name in enumerate(names)}
+
+
+def _look_codes(looks: list[Look | Subject | None]) -> Int8[np.ndarray, "n 4"]:
+    """Attributes as numbers; -1 = not named, -2 = there is no such subject."""
+    rows = [(None,) * 4 if look is None else (look.size, look.pattern, look.colour, look.shape) for look in looks]
+    return np.array([[-2] * 4 if row[3] is None else [_CODES.get(part, -1) for part in row] for row in rows], np.int8)
+
+
+def judge(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndarray, "B Q"]:
+    """`world.shows` for every picture and every question at once."""
+    slots = max(1, max(len(drawn) for drawn in scenes))
+    subjects = _look_codes([drawn[i].subject if i < len(drawn) else None for drawn in scenes for i in range(slots)]).reshape(len(scenes), slots, 4)
+    uppers = [next((item for item in drawn if item.over is not None), None) for drawn in scenes]  # a still has one pair at most
+    above = _look_codes([upper.subject if upper else None for upper in uppers])
+    below = _look_codes([drawn[upper.over].subject if upper else None for upper, drawn in zip(uppers, scenes, strict=True)])
+
+    def fits(asked: np.ndarray, there: np.ndarray) -> np.ndarray:
+        return ((asked == -1) | (asked == there)).all(-1)
+
+    look = _look_codes([query.look for query in queries])
+    later = _look_codes([replace(query.look, colour=query.to_colour) if query.to_colour else query.look for query in queries])
+    alone = (fits(look, subjects[:, :, None]) | fits(later, subjects[:, :, None])).any(1)
+    upper_asked = _look_codes([query.other if query.relation == "behind" else query.look for query in queries])
+    lower_asked = _look_codes([query.look if query.relation == "behind" else query.other for query in queries])
+    together = fits(upper_asked, above[:, None]) & fits(lower_asked, below[:, None])
+    return np.where(np.array([query.relation is not None for query in queries]), together, alone)

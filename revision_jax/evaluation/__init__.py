@@ -1,0 +1,1 @@
+"""Measuring answers: metrics in plain NumPy, baselines, and the runner that asks a data set's questions."""

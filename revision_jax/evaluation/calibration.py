@@ -1,0 +1,96 @@
+"""Whether a confidence means what it says: calibration error, reliability, temperature.
+
+A confidence is right when, of all answers given with 0.8, eight in ten are correct. Correct is IoU > tau with a true moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+BINS = 10
+TINY = 1e-6  # confidences are kept this far from 0 and 1 before a logarithm
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """One row a bin of confidence: edges, how many answers, their mean confidence and the share that is correct (NaN when empty)."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    count: tuple[int, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+def bin_index(confidence: Float[np.ndarray, "n"], bins: int = BINS) -> np.ndarray:
+    """Equal-width bin of each confidence in [0, 1]; bin i is (i / bins, (i + 1) / bins], the first one takes 0 too."""
+    confidence = np.asarray(confidence, dtype=np.float64)
+    if len(confidence) and (np.nanmin(confidence) < 0 or np.nanmax(confidence) > 1):
+        raise ValueError(f"confidences must lie in [0, 1], are in [{np.nanmin(confidence):.4g}, {np.nanmax(confidence):.4g}]")
+    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+
+
+def reliability(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], bins: int = BINS) -> Reliability:
+    """The data of a reliability diagram."""
+    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    where = bin_index(confidence, bins)
+    count = np.bincount(where, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(where, confidence, bins) / np.where(count, count, np.nan)
+        share = np.bincount(where, correct, bins) / np.where(count, count, np.nan)
+    edges = np.arange(bins + 1) / bins
+    return Reliability(tuple(edges[:-1].tolist()), tuple(edges[1:].tolist()), tuple(count.tolist()), tuple(mean.tolist()), tuple(share.tolist()))
+
+
+def expected_calibration_error(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], bins: int = BINS) -> float:
+    """ECE: |accuracy - mean confidence| of each bin, weighted by the bin's share of answers; in [0, 1], NaN without answers."""
+    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    if len(confidence) == 0:
+        return float("nan")
+    gaps = np.bincount(bin_index(confidence, bins), correct - confidence, bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def logit(probability: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    probability = np.clip(np.asarray(probability, dtype=np.float64), TINY, 1 - TINY)
+    return np.log(probability) - np.log1p(-probability)
+
+
+def apply_temperature(confidence: Float[np.ndarray, "n"], temperature: float) -> Float[np.ndarray, "n"]:
+    """sigmoid(logit(confidence) / temperature): above 1 flattens, below 1 sharpens, the order stays."""
+    return 1.0 / (1.0 + np.exp(-logit(confidence) / temperature))
+
+
+def negative_log_likelihood(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> float:
+    """Mean -log of the probability given to what turned out true."""
+    confidence = np.clip(np.asarray(confidence, dtype=np.float64), TINY, 1 - TINY)
+    correct = np.asarray(correct, dtype=np.float64)
+    return float(-np.mean(correct * np.log(confidence) + (1 - correct) * np.log1p(-confidence)))
+
+
+def fit_temperature(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], low: float = 0.05, high: float = 20.0) -> float:
+    """The temperature in [low, high] with the smallest negative log likelihood, by golden section on its logarithm (the loss is
+    convex in 1 / temperature, so there is one minimum). Raises ValueError without answers."""
+    if len(np.atleast_1d(confidence)) == 0:
+        raise ValueError("a temperature needs at least one answer")
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(apply_temperature(confidence, float(np.exp(log_temperature))), correct)
+
+    ratio = (5**0.5 - 1) / 2
+    a, b = np.log(low), np.log(high)
+    c, d = b - ratio * (b - a), a + ratio * (b - a)
+    fc, fd = loss(c), loss(d)
+    for _ in range(60):
+        if fc <= fd:
+            b, d, fd = d, c, fc
+            c = b - ratio * (b - a)
+            fc = loss(c)
+        else:
+            a, c, fc = c, d, fd
+            d = a + ratio * (b - a)
+            fd = loss(d)
+    return float(np.exp((a + b) / 2))

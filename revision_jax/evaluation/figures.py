@@ -1,0 +1,134 @@
+"""From one number a question to one figure a run, with bootstrap intervals and the paired comparison of two runs.
+
+Every figure is a function of (columns, weights): weights of one give the figure itself, and a resample of the questions is nothing but
+other weights (how often each question was drawn). So the interval and the comparison use the very code that makes the figure.
+
+Units: R@k, mIoU, mAP, tF1, EtF1, count_accuracy, RejF1, refused, answered, window_recall(_all), oracle_window_mIoU and survivors_share in
+percent; AUROC and ECE in [0, 1]; seconds in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from revision_jax.evaluation import calibration, moments
+from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
+
+RECALLS = tuple(f"R{rank}@{iou}" for rank in moments.RECALL_RANKS for iou in moments.RECALL_IOUS)
+PERCENT = (
+    *RECALLS, "mIoU", "mAP", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", "survivors_share", "oracle_window_mIoU"
+)  # fmt: skip
+RESAMPLES = 10_000
+CHUNK = 500  # resamples at a time: bounds memory to CHUNK x questions
+LOWER_IS_BETTER = ("ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
+
+
+def _mean(column: Float[np.ndarray, "n"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    known = ~np.isnan(column)
+    total = weights[:, known].sum(axis=1)
+    return np.divide(weights[:, known] @ column[known], total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def _auroc(confidence: np.ndarray, present: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    yes, no = present > 0, ~(present > 0)
+    wins = (confidence[yes][:, None] > confidence[no][None, :]) + 0.5 * (confidence[yes][:, None] == confidence[no][None, :])
+    pairs = weights[:, yes].sum(axis=1) * weights[:, no].sum(axis=1)
+    return np.divide(((weights[:, yes] @ wins) * weights[:, no]).sum(axis=1), pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def _ece(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    one_hot = np.eye(calibration.BINS)[calibration.bin_index(confidence)]
+    gaps = weights @ (one_hot * (correct - confidence)[:, None])
+    total = weights.sum(axis=1)
+    return np.divide(np.abs(gaps).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray, "r n"]) -> dict[str, Float[np.ndarray, "r"]]:
+    """Every figure under every row of weights; NaN where no question of the needed kind has weight.
+
+    EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    plain = {name: _mean(table[name], weights) for name in PERCENT}
+    result = {name: 100.0 * value for name, value in plain.items()}
+    result["EtF1"] = 100.0 * plain["count_accuracy"] * plain["tF1"]
+    both = plain["refused"] + plain["answered"]
+    result["RejF1"] = np.where(both > 0, 100.0 * 2.0 * plain["refused"] * plain["answered"] / np.where(both > 0, both, 1.0), both * 0.0)
+    result["AUROC"] = _auroc(table["confidence"], table["present"], weights)
+    for iou in CORRECT_IOUS:
+        result[f"ECE@{iou}"] = _ece(table["confidence"], table[f"correct@{iou}"], weights)
+    result["ECE"] = result[f"ECE@{CORRECT_IOUS[-1]}"]
+    result["seconds"] = _mean(table["seconds"], weights)
+    return result
+
+
+def figures(outcomes: list[Outcome]) -> dict[str, float | None]:
+    """All figures of these questions; None where none of them has what a figure needs."""
+    if not outcomes:
+        return {}
+    values = weighted(columns(outcomes), np.ones((1, len(outcomes))))
+    return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in values.items()}
+
+
+def _resamples(questions: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "r n"]]:
+    generator = np.random.default_rng(seed)
+    for begin in range(0, resamples, CHUNK):
+        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(CHUNK, resamples - begin)).astype(np.float64)
+
+
+def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, float] | None:
+    samples = samples[~np.isnan(samples)]
+    if len(samples) == 0:
+        return None
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def intervals(outcomes: list[Outcome], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float] | None]:
+    """Bootstrap percentile interval of every figure, resampling questions with replacement; the same seed gives the same interval."""
+    if not outcomes:
+        return {}
+    table = columns(outcomes)
+    parts = [weighted(table, weights) for weights in _resamples(len(outcomes), resamples, seed)]
+    return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
+
+
+def paired_bootstrap(
+    first: list[Outcome], second: list[Outcome], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, float | bool | None]]:
+    """`first` against `second` on the same questions, in the same order.
+
+    A figure: {"first", "second", "difference" (first - second), "low", "high" (its interval at `level`), "p" (two-sided: twice the share
+    of resamples whose difference has the other sign or none), "better" (the interval excludes 0 on `first`'s side), "worse"}.
+    Raises ValueError when the questions differ.
+    """
+    if [outcome.key for outcome in first] != [outcome.key for outcome in second]:
+        raise ValueError("a paired comparison needs the same questions in the same order")
+    if not first:
+        raise ValueError("a paired comparison needs at least one question")
+    tables = columns(first), columns(second)
+    ones = np.ones((1, len(first)))
+    points = [weighted(table, ones) for table in tables]
+    draws: dict[str, list[np.ndarray]] = {}
+    for weights in _resamples(len(first), resamples, seed):
+        a, b = (weighted(table, weights) for table in tables)
+        for name in a:
+            draws.setdefault(name, []).append(a[name] - b[name])
+    result = {}
+    for name, parts in draws.items():
+        a, b = float(points[0][name][0]), float(points[1][name][0])
+        samples = np.concatenate(parts)
+        interval = _interval(samples, level)
+        if interval is None or np.isnan(a) or np.isnan(b):
+            continue
+        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+        known = samples[~np.isnan(samples)]
+        p = min(1.0, 2.0 * float(min((known <= 0).mean(), (known >= 0).mean())))
+        gain = sorted((sign * interval[0], sign * interval[1]))
+        result[name] = {
+            "first": a, "second": b, "difference": a - b, "low": interval[0], "high": interval[1], "p": p, "better": gain[0] > 0, "worse": gain[1] < 0,
+        }  # fmt: skip
+    return result

@@ -1,0 +1,107 @@
+"""How well spans found match spans that are true: IoU, R@k, mIoU, average precision, one-to-one F1 and count accuracy.
+
+Everything here is about one question. Spans are rows (start, end) in seconds; found spans come ranked, best first. A question whose answer
+could not be read has no spans and scores 0 everywhere: it is never left out. Averages over questions are made in `figures.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+Spans = Float[np.ndarray, "_ 2"] | Iterable  # rows (start, end) in seconds: an array, or anything that can be made one
+RECALL_RANKS = (1, 5)
+RECALL_IOUS = (0.1, 0.3, 0.5, 0.7)
+PRECISION_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # 0.5, 0.55 .. 0.95
+F1_IOUS = (0.3, 0.5, 0.7)
+EPSILON = 1e-9  # 0.3 of a 10 s span is 3 s, whatever the last bit of a float says
+
+
+def as_spans(spans: Spans) -> Float[np.ndarray, "n 2"]:
+    """Any sequence of (start, end) in seconds as float64; an empty one has shape (0, 2)."""
+    return np.asarray(list(spans), dtype=np.float64).reshape(-1, 2)
+
+
+def temporal_iou(first: Spans, second: Spans) -> Float[np.ndarray, "n m"]:
+    """Intersection over union of every span of `first` with every one of `second`, in [0, 1]; two empty spans have 0."""
+    first, second = as_spans(first), as_spans(second)
+    start = np.maximum(first[:, None, 0], second[None, :, 0])
+    end = np.minimum(first[:, None, 1], second[None, :, 1])
+    both = np.maximum(end - start, 0.0)
+    lengths = np.maximum(first[:, 1] - first[:, 0], 0.0)[:, None] + np.maximum(second[:, 1] - second[:, 0], 0.0)[None, :]
+    union = lengths - both
+    # Lengths too small to be squared out of zero (denormals) would divide to more than 1.
+    return np.minimum(np.divide(both, union, out=np.zeros_like(both), where=union > 0), 1.0)
+
+
+def best_iou(spans: Spans, truth: Spans) -> Float[np.ndarray, "n"]:
+    """Of every found span, the IoU with the true moment it matches best."""
+    spans, truth = as_spans(spans), as_spans(truth)
+    if len(truth) == 0:
+        return np.zeros(len(spans))
+    return temporal_iou(spans, truth).max(axis=1)
+
+
+def recall(spans: Spans, truth: Spans, rank: int, iou: float) -> float:
+    """R`rank`@`iou` of one question: 1.0 when one of the first `rank` spans has at least `iou` with any true moment, else 0.0."""
+    return float((best_iou(spans, truth)[:rank] >= iou - EPSILON).any())
+
+
+def top_iou(spans: Spans, truth: Spans) -> float:
+    """IoU of the first span with the true moment it matches best; 0 without a span. Its mean over questions is mIoU."""
+    matches = best_iou(spans, truth)
+    return float(matches[0]) if len(matches) else 0.0
+
+
+def hits(spans: Spans, truth: Spans, iou: float) -> Bool[np.ndarray, "n"]:
+    """Which spans, taken in their order, claim a true moment nobody before them claimed (the best such with at least `iou`)."""
+    overlap = temporal_iou(spans, truth)
+    free = np.ones(overlap.shape[1], dtype=bool)
+    found = np.zeros(overlap.shape[0], dtype=bool)
+    for i, row in enumerate(overlap):
+        row = np.where(free, row, -1.0)
+        if row.size and row.max() >= iou - EPSILON:
+            free[row.argmax()] = False
+            found[i] = True
+    return found
+
+
+def average_precision(spans: Spans, truth: Spans, iou: float) -> float:
+    """Area under the interpolated precision-recall curve of one question's ranked spans, as in QVHighlights and ActivityNet.
+
+    True moments (10, 20) and (50, 60); found, best first, (10, 20), (80, 90), (50, 60): precision is 1 at recall 1/2 and 2/3 at
+    recall 1, so the area is 1/2 + 1/2 * 2/3 = 5/6.
+    """
+    spans, truth = as_spans(spans), as_spans(truth)
+    if len(spans) == 0 or len(truth) == 0:
+        return 0.0
+    found = hits(spans, truth, iou)
+    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]  # interpolated: the best precision at this recall or a higher one
+    return float(precision[found].sum() / len(truth))
+
+
+def mean_average_precision(spans: Spans, truth: Spans) -> float:
+    """`average_precision` averaged over IoU 0.5, 0.55 .. 0.95."""
+    return float(np.mean([average_precision(spans, truth, iou) for iou in PRECISION_IOUS]))
+
+
+def matched(spans: Spans, truth: Spans, iou: float) -> int:
+    """Pairs of a one-to-one matching with at least `iou` each, made greedily from the largest IoU down (order does not matter)."""
+    overlap = temporal_iou(spans, truth)
+    count = 0
+    while overlap.size and overlap.max() >= iou - EPSILON:
+        i, j = np.unravel_index(overlap.argmax(), overlap.shape)
+        overlap = np.delete(np.delete(overlap, i, axis=0), j, axis=1)
+        count += 1
+    return count
+
+
+def temporal_f1(spans: Spans, truth: Spans) -> float:
+    """tF1 of one question: 2 * matched / (found + true), averaged over IoU 0.3, 0.5, 0.7; `spans` are the accepted ones."""
+    spans, truth = as_spans(spans), as_spans(truth)
+    if len(spans) + len(truth) == 0:
+        return 1.0
+    return float(np.mean([2.0 * matched(spans, truth, iou) / (len(spans) + len(truth)) for iou in F1_IOUS]))

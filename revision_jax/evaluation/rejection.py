@@ -1,0 +1,48 @@
+"""Saying no: how well present questions are told from absent ones, and at which confidence to draw the line.
+
+A question's score is the confidence of its best candidate (0 without one). It is refused when no candidate is accepted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def rejection_f1(refused: float, answered: float) -> float:
+    """RejF1 = 100 * 2 r P / (r + P).
+
+    r (`refused`) is the share of absent questions (near misses among them) that are refused, P (`answered`, PosCov) the share of
+    present questions that get an answer, right or wrong. Both in [0, 1]; 0 when both are 0. Source: CoMET-Bench.
+    """
+    total = refused + answered
+    return 0.0 if total <= 0 else 100.0 * 2.0 * refused * answered / total
+
+
+def auroc(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> float:
+    """Chance that a present question scores above an absent one, ties counting half; NaN unless there are both."""
+    score, present = np.asarray(score, dtype=np.float64), np.asarray(present, dtype=bool)
+    positive, negative = score[present], np.sort(score[~present])
+    if len(positive) == 0 or len(negative) == 0:
+        return float("nan")
+    below = np.searchsorted(negative, positive, side="left")
+    upto = np.searchsorted(negative, positive, side="right")
+    return float((below + upto).mean() / (2 * len(negative)))
+
+
+def fit_threshold(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> tuple[float, float]:
+    """The threshold in [0, 1] with the highest RejF1 on these questions, and that RejF1. Accepted means score >= threshold.
+
+    Between two neighbouring scores nothing changes: the middle of the widest interval among the best is taken, which is where an unseen
+    score is least likely to fall on the wrong side. Raises ValueError unless there are present and absent questions.
+    """
+    score, present = np.asarray(score, dtype=np.float64), np.asarray(present, dtype=bool)
+    if not present.any() or present.all():
+        raise ValueError(f"a threshold needs present and absent questions, got {int(present.sum())} present of {len(present)}")
+    edges = np.unique(np.concatenate([[0.0], np.clip(score, 0.0, 1.0), [1.0]]))
+    # A threshold t in (edges[i], edges[i + 1]] accepts exactly the scores of at least edges[i + 1].
+    values = [rejection_f1(float((score[~present] < high).mean()), float((score[present] >= high).mean())) for high in edges[1:]]
+    best = max(values)
+    ties = [i for i, value in enumerate(values) if value >= best - 1e-9]
+    widest = max(ties, key=lambda i: edges[i + 1] - edges[i])
+    return float((edges[widest] + edges[widest + 1]) / 2), float(best)

@@ -1,0 +1,178 @@
+"""How sure an answer is: entropies of the answer's tokens, and a calibrator that turns all there is to know into a probability.
+
+The paper's R = 1 / mean entropy over the answer's tokens, natural logarithm, raw logits, the end token's step included (ReVisionLLM, arXiv
+2411.14901); it is unbounded, so it is squashed to R / (1 + R) = 1 / (1 + mean entropy), which keeps its order. The calibrator is logistic
+regression on the candidate's features, fitted on held-out data and stored with the model as plain numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from revision_jax.errors import UserError
+
+FEATURES = (
+    "present",  # log-odds of "from" against "not" at the answer's first token, of the window the span was found in
+    "score",  # log-probability of the span among all spans
+    "entropy",  # mean, in nats
+    "max_entropy",
+    "coarse_present",  # the same log-odds at the window level above, 0 without one
+    "coarse_score",  # log of the share of answers that named this window there, 0 without
+    "inside_mean",  # similarity of the frames inside the span to the query, 0 to 1
+    "inside_max",
+    "margin",  # inside_mean less the mean just outside
+    "log_duration",
+    "edge",  # 1 where the span touches an end of its window that is not an end of the film
+)
+CLIP = 15.0  # log-odds and log-probabilities are kept within +-CLIP
+
+
+def token_entropy(logits: Float[np.ndarray, "*b V"]) -> Float[np.ndarray, "*b"]:
+    """-sum p log p in nats of the distribution over the whole vocabulary; computed in float64."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    p = np.exp(shifted - log_sum)
+    return np.maximum(-(p * (shifted - log_sum)).sum(-1), 0.0)
+
+
+def mean_entropy(entropy: Float[np.ndarray, "*b L"], length: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """Mean over an answer's first `length` steps (its end token's included)."""
+    used = np.arange(entropy.shape[-1]) < np.asarray(length)[..., None]
+    return np.where(used, entropy, 0.0).sum(-1) / np.maximum(length, 1)
+
+
+def max_entropy(entropy: Float[np.ndarray, "*b L"], length: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
+    """Largest entropy of an answer's steps: one unsure number makes the answer unsure."""
+    used = np.arange(entropy.shape[-1]) < np.asarray(length)[..., None]
+    return np.where(used, entropy, 0.0).max(-1)
+
+
+def reliability(mean: float) -> float:
+    """The paper's R = 1 / mean entropy."""
+    return 1.0 / max(mean, 1e-9)
+
+
+def squash(r: float) -> float:
+    """R in [0, inf) to [0, 1), order kept: R / (1 + R)."""
+    return r / (1.0 + r)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x, np.float64)))
+
+
+def log_odds(probability: float) -> float:
+    """log(p / (1 - p)), within +-CLIP."""
+    p = min(max(probability, 1e-12), 1 - 1e-12)
+    return min(max(math.log(p) - math.log1p(-p), -CLIP), CLIP)
+
+
+def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator | None = None) -> float:
+    """A candidate's confidence in [0, 1] by `GroundingConfig.confidence`.
+
+    entropy: R / (1 + R); max_entropy: the same with the largest entropy; log_probability: the span's probability; presence: P(present);
+    calibrated: the calibrator's, and where a checkpoint has none, P(present) * R / (1 + R).
+    """
+    present = float(sigmoid(features["present"]))
+    if kind == "calibrated":
+        if calibrator is not None:
+            return calibrator.apply(features)
+        return present * squash(reliability(features["entropy"]))
+    if kind == "entropy":
+        return squash(reliability(features["entropy"]))
+    if kind == "max_entropy":
+        return squash(reliability(features["max_entropy"]))
+    return math.exp(min(features["score"], 0.0)) if kind == "log_probability" else present
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """sigmoid((weights . (x - mean) / std + bias) / temperature). `threshold`: confidence at which a candidate is accepted."""
+
+    features: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: tuple[float, ...]
+    bias: float
+    temperature: float = 1.0
+    threshold: float = 0.5
+
+    def logit(self, features: Mapping[str, float]) -> float:
+        """Log-odds before the temperature. Raises KeyError if a feature is missing."""
+        x = np.asarray([features[name] for name in self.features], np.float64)
+        return float(np.dot(self.weights, (x - self.mean) / self.std) + self.bias)
+
+    def apply(self, features: Mapping[str, float]) -> float:
+        """The probability that the candidate is right."""
+        return float(sigmoid(self.logit(features) / self.temperature))
+
+    def with_threshold(self, threshold: float, temperature: float | None = None) -> Calibrator:
+        return replace(self, threshold=float(threshold), temperature=float(self.temperature if temperature is None else temperature))
+
+    def to_dict(self) -> dict:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping, where: str = "calibration.json") -> Calibrator:
+        """Raises UserError naming what is wrong."""
+        lists = ("features", "mean", "std", "weights")
+        missing = sorted({*lists, "bias"} - set(values))
+        if missing:
+            raise UserError(f"{where}: lacks {', '.join(missing)}")
+        try:
+            made = Calibrator(
+                tuple(map(str, values["features"])), *(tuple(float(x) for x in values[name]) for name in lists[1:]),
+                float(values["bias"]), float(values.get("temperature", 1.0)), float(values.get("threshold", 0.5)),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: not numbers ({error})") from None
+        unknown = sorted(set(made.features) - set(FEATURES))
+        if unknown:
+            raise UserError(f"{where}: unknown feature {', '.join(unknown)}; known are {', '.join(FEATURES)}")
+        if len({len(getattr(made, name)) for name in lists}) != 1 or min(made.std, default=1.0) <= 0 or made.temperature <= 0 or not 0 <= made.threshold <= 1:
+            raise UserError(f"{where}: features, mean, std and weights must be equally long, std and temperature above 0, threshold in [0, 1]")
+        return made
+
+
+def fit(
+    rows: Sequence[Mapping[str, float]], correct: Bool[np.ndarray, "n"], *, features: Sequence[str] = FEATURES, l2: float = 1.0, threshold: float = 0.5, steps: int = 50
+) -> Calibrator:
+    """Logistic regression by Newton's method on standardised features, ridge `l2` on the weights (not on the bias); deterministic.
+
+    rows: one feature dict a candidate; correct: whether it was right. Raises UserError without at least one right and one wrong.
+    """
+    y = np.asarray(correct, np.float64)
+    if len(rows) != len(y) or not 0 < y.sum() < len(y):
+        raise UserError(f"calibration: needs right and wrong candidates, has {int(y.sum())} right of {len(y)}")
+    x = np.asarray([[row[name] for name in features] for row in rows], np.float64)
+    mean, std = x.mean(0), x.std(0)
+    std = np.where(std > 1e-9, std, 1.0)
+    design = np.concatenate([(x - mean) / std, np.ones((len(x), 1))], 1)
+    penalty = np.diag([*([float(l2)] * len(features)), 1e-9])
+    theta = np.zeros(design.shape[1])
+
+    def loss(theta: np.ndarray) -> float:
+        z = design @ theta
+        return float(np.logaddexp(0, z).sum() - y @ z + 0.5 * theta @ penalty @ theta)
+
+    current = loss(theta)
+    for _ in range(steps):
+        p = sigmoid(design @ theta)
+        gradient = design.T @ (p - y) + penalty @ theta
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty
+        step = np.linalg.solve(hessian + 1e-9 * np.eye(len(theta)), gradient)
+        size = 1.0
+        while size > 1e-6 and loss(theta - size * step) > current:
+            size /= 2
+        theta = theta - size * step
+        before, current = current, loss(theta)
+        if before - current < 1e-10 * max(1.0, abs(current)):
+            break
+    return Calibrator(tuple(features), tuple(mean.tolist()), tuple(std.tolist()), tuple(theta[:-1].tolist()), float(theta[-1]), 1.0, threshold)

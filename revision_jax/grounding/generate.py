@@ -1,0 +1,253 @@
+"""Decoding an answer: prefix, question, then a beam of spans under a grammar, or free decoding. Pure functions, traced into the level programs.
+
+    slots   [ before | visual tokens | question | answer ]
+              `prefix`: its cache      `ask`      `beam` / `free`
+              does not depend on
+              the question (dense, patch)
+
+The beam searches spans alone: whether there is one is decided apart, by the share of "from" against "not" at the first answer token, so that a
+sure "no" does not hide where it would be. Two hypotheses never share their start: once it is settled, each goes on with its best end. Scores are
+log-probabilities among the allowed answers; entropies and `log_probability` are of the raw distribution over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from revision_jax.config import ExperimentConfig
+from revision_jax.grounding.prompt import Grammar
+from revision_jax.models.decoder import Decoder, init_cache
+from revision_jax.models.revision import Visual
+
+NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
+
+
+class Decoded(NamedTuple):
+    """Answers of B prompts. J hypotheses each, best first; L answer positions."""
+
+    tokens: Int[Array, "B J L"]  # ids, end token included, padded
+    length: Int[Array, "B J"]  # tokens, end token included; 0 where there is no such hypothesis
+    score: Float[Array, "B J"]  # log-probability among the allowed spans
+    log_probability: Float[Array, "B J"]  # of the answer as plain text, over the whole vocabulary
+    entropy: Float[Array, "B J L"]  # nats, of each step's raw distribution
+    present: Float[Array, "B"]  # log-odds of "there is one" against "there is none"
+
+
+class Asked(NamedTuple):
+    """A prompt up to its answer."""
+
+    cache: dict
+    logits: Float[Array, "B V"]  # of the answer's first token
+    position: Int[Array, "B"]  # RoPE position of the answer's first token
+    first: int  # slot of the answer's first token
+    summary: Float[Array, "B R"] | None
+
+
+def variables(state: dict, name: str) -> dict:
+    """The decoder's collections for one level."""
+    return {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
+
+
+def prefix(config: ExperimentConfig, state: dict, name: str, before: Int[np.ndarray, "A"], visual: Visual) -> dict:
+    """Cache of the slots before the question: [B, A + N]. Nothing of the question is in it."""
+    decoder, weights = Decoder(config.decoder), variables(state, name)
+    batch, n = visual.valid.shape
+    a = len(before)
+    parts, valid = [visual.tokens.astype(config.decoder.dtype)], visual.valid
+    if a:
+        text = decoder.apply(weights, jnp.asarray(before, jnp.int32)[None], method=Decoder.embed)
+        parts.insert(0, jnp.broadcast_to(text, (batch, a, config.decoder.width)))
+        valid = jnp.concatenate([jnp.ones((batch, a), bool), valid], 1)
+    positions = jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+    _, cache = decoder.apply(weights, jnp.concatenate(parts, 1), positions, valid, cache=init_cache(config.decoder, batch, a + n), start=0)
+    return cache
+
+
+def ask(
+    config: ExperimentConfig, state: dict, name: str, cache: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"], answer_len: int
+) -> Asked:
+    """Puts the question behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal and summary are what counts."""
+    decoder, weights = Decoder(config.decoder), variables(state, name)
+    batch, used = cache["valid"].shape
+    s = after_ids.shape[1]
+    grow = lambda x: jnp.pad(x, ((0, 0), (0, s + answer_len)) + ((0, 0),) * (x.ndim - 2))
+    cache = {"layers": jax.tree.map(grow, cache["layers"]), "valid": grow(cache["valid"]), "signal": None}
+    signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
+    base = jnp.sum(cache["valid"], 1)
+    positions = base[:, None] + jnp.maximum(jnp.cumsum(after_mask, 1) - 1, 0)
+    hidden, cache = decoder.apply(
+        weights, decoder.apply(weights, after_ids, method=Decoder.embed), positions, after_mask,
+        reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used,
+    )
+    count = jnp.sum(after_mask, 1)
+    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], 1)[:, 0]
+    return Asked(cache, decoder.apply(weights, last, method=Decoder.logits), base + count, used + s, visual.summary)
+
+
+def _repeat(tree, times: int):
+    return jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
+
+
+def _step(config: ExperimentConfig, weights: dict, asked: Asked, cache: dict, token: Array, valid: Array, step: Array, rows: int) -> tuple[Array, dict]:
+    """One token for every row: its logits and the cache with it. Rows are B x `rows`."""
+    decoder = Decoder(config.decoder)
+    repeated = lambda x: None if x is None else jnp.repeat(x, rows, 0)
+    hidden, cache = decoder.apply(
+        weights, decoder.apply(weights, token[:, None], method=Decoder.embed), (repeated(asked.position) + step)[:, None], valid[:, None],
+        reads=jnp.ones_like(valid)[:, None], summary=repeated(asked.summary), cache=cache, start=asked.first + step,
+    )
+    return decoder.apply(weights, hidden[:, 0], method=Decoder.logits), cache
+
+
+def entropy(logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+    """-sum p log p in nats, float32."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32), -1)
+    return -jnp.sum(jnp.where(log_p > NEVER, jnp.exp(log_p) * log_p, 0.0), -1)
+
+
+def branch_log_odds(logits: Float[Array, "B V"], grammar: Grammar) -> Float[Array, "B"]:
+    """Log-odds of the answers that say yes against the one that says no, from the logits at the grammar's branching step."""
+    yes = jax.nn.logsumexp(logits[:, grammar.token[grammar.present]], -1)
+    return yes - jax.nn.logsumexp(logits[:, grammar.token[grammar.absent]], -1)
+
+
+def beam(
+    config: ExperimentConfig, state: dict, name: str, asked: Asked, grammar: Grammar, count: Int[Array, "B"], spans: int
+) -> Decoded:
+    """The best `spans` spans of each prompt, each with another start, numbers below `count`, and the log-odds that there is one.
+
+    Fewer where fewer starts exist: their length is 0 and their score `NEVER`.
+    """
+    weights = variables(state, name)
+    batch, columns, steps = asked.logits.shape[0], len(grammar.token), grammar.steps
+    token, table, least = jnp.asarray(grammar.token), jnp.asarray(grammar.next), jnp.asarray(grammar.least)
+    decided, absent = jnp.asarray(grammar.decided), jnp.asarray(grammar.absent)
+    row = jnp.arange(batch)[:, None]
+
+    def select(step: Array, s: dict) -> dict:
+        logits = s["logits"].astype(jnp.float32)
+        here = s["state"]
+        ok = (table[here] >= 0) & (least[here] < count[:, None, None])
+        ok &= ~((step == grammar.branch) & absent)
+        at = jnp.where(ok, logits[..., token], NEVER)
+        log_p = jnp.where(ok, at - jax.nn.logsumexp(at, -1, keepdims=True), NEVER)
+        best = jnp.arange(columns) == jnp.argmax(log_p, -1, keepdims=True)
+        log_p = jnp.where(decided[here][..., None] & ~best, NEVER, log_p)  # a settled start goes on with its best end alone
+        total = jnp.maximum(s["score"][..., None] + log_p, NEVER)
+        score, chosen = jax.lax.top_k(total.reshape(batch, -1), spans)
+        parent, column = chosen // columns, chosen % columns
+        pick = lambda x: x[row, parent]
+        running = (pick(here) != grammar.end) & (score > NEVER / 2)
+        raw = jax.nn.log_softmax(logits, -1)
+        raw_token = jnp.take_along_axis(pick(raw), token[column][..., None], -1)[..., 0]
+        return {
+            "state": jnp.where(score > NEVER / 2, table[pick(here), column], grammar.end),
+            "score": jnp.where(score > NEVER / 2, score, NEVER),
+            "log_probability": pick(s["log_probability"]) + jnp.where(running, raw_token, 0.0),
+            "tokens": pick(s["tokens"]).at[:, :, step].set(token[column]),
+            "entropy": pick(s["entropy"]).at[:, :, step].set(jnp.where(running, pick(entropy(logits)), 0.0)),
+            "length": pick(s["length"]) + running,
+            "present": jnp.where(step == grammar.branch, branch_log_odds(logits[:, 0], grammar), s["present"]),
+            "parent": parent,
+            "logits": s["logits"],
+        }
+
+    def advance(step: Array, s: dict, cache: dict) -> tuple[dict, dict]:
+        rows = (row * spans + s["parent"]).reshape(-1)
+
+        # Hypotheses of one prompt differ in the answer's slots alone: only those follow the parent.
+        def follow(x: Array) -> Array:
+            part = jax.lax.slice_in_dim(x, asked.first, asked.first + steps, axis=1)[rows]
+            return jax.lax.dynamic_update_slice_in_dim(x, part, asked.first, 1)
+
+        cache = {"layers": jax.tree.map(follow, cache["layers"]), "valid": follow(cache["valid"]), "signal": cache["signal"]}
+        last = jax.lax.dynamic_index_in_dim(s["tokens"], step, 2, keepdims=False).reshape(-1)
+        alive = (s["state"] != grammar.end).reshape(-1)
+        logits, cache = _step(config, weights, asked, cache, last, alive, step, spans)
+        return s | {"logits": logits.reshape(batch, spans, -1)}, cache
+
+    def body(carry: tuple) -> tuple:
+        step, s, cache = carry
+        s, cache = advance(step, s, cache)
+        return step + 1, select(step + 1, s), cache
+
+    shape = (batch, spans)
+    start = {
+        "state": jnp.zeros(shape, jnp.int32),
+        "score": jnp.broadcast_to(jnp.where(jnp.arange(spans) == 0, 0.0, NEVER), shape),
+        "log_probability": jnp.zeros(shape),
+        "tokens": jnp.full((*shape, steps), int(grammar.token[0]), jnp.int32),
+        "entropy": jnp.zeros((*shape, steps)),
+        "length": jnp.zeros(shape, jnp.int32),
+        "present": jnp.zeros(batch),
+        "parent": jnp.zeros(shape, jnp.int32),
+        "logits": jnp.broadcast_to(asked.logits[:, None], (batch, spans, asked.logits.shape[-1])),
+    }
+    first = select(jnp.asarray(0), start)
+    unfinished = lambda carry: (carry[0] < steps - 1) & jnp.any(carry[1]["state"] != grammar.end)
+    _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), first, _repeat(asked.cache, spans)))
+    dead = s["score"] <= NEVER / 2
+    order = jnp.argsort(-s["score"], axis=1, stable=True)
+    sort = lambda x: x[row, order]
+    return Decoded(
+        sort(s["tokens"]), sort(jnp.where(dead, 0, s["length"])), sort(s["score"]), sort(s["log_probability"]), sort(s["entropy"]), s["present"]
+    )
+
+
+def free(
+    config: ExperimentConfig, state: dict, name: str, asked: Asked, steps: int, end: int, pad: int, *, key: Array | None = None, temperature: float = 0.0, top_p: float = 1.0
+) -> Decoded:
+    """Unconstrained decoding, one hypothesis: greedy at temperature 0, else sampled from the nucleus of mass `top_p`. For parity with released models.
+
+    `score` equals `log_probability`; `present` is zero: read it from the text.
+    """
+    if temperature > 0 and key is None:
+        raise ValueError("free decoding at a temperature needs a key")
+    weights, batch = variables(state, name), asked.logits.shape[0]
+
+    def choose(step: Array, logits: Array, s: dict) -> dict:
+        logits = logits.astype(jnp.float32)
+        log_p = jax.nn.log_softmax(logits, -1)
+        if temperature > 0:
+            token = jax.random.categorical(jax.random.fold_in(key, step), nucleus(logits / temperature, top_p))
+        else:
+            token = jnp.argmax(logits, -1)
+        token = jnp.where(s["done"], pad, token).astype(jnp.int32)
+        gain = jnp.take_along_axis(log_p, token[:, None], -1)[:, 0]
+        return {
+            "tokens": s["tokens"].at[:, step].set(token),
+            "entropy": s["entropy"].at[:, step].set(jnp.where(s["done"], 0.0, entropy(logits))),
+            "log_probability": s["log_probability"] + jnp.where(s["done"], 0.0, gain),
+            "length": s["length"] + ~s["done"],
+            "done": s["done"] | (token == end),
+        }
+
+    def body(carry: tuple) -> tuple:
+        step, s, cache = carry
+        logits, cache = _step(config, weights, asked, cache, s["tokens"][:, step], ~s["done"], step, 1)
+        return step + 1, choose(step + 1, logits, s), cache
+
+    start = {
+        "tokens": jnp.full((batch, steps), pad, jnp.int32), "entropy": jnp.zeros((batch, steps)), "log_probability": jnp.zeros(batch),
+        "length": jnp.zeros(batch, jnp.int32), "done": jnp.zeros(batch, bool),
+    }
+    first = choose(jnp.asarray(0), asked.logits, start)
+    unfinished = lambda carry: (carry[0] < steps - 1) & jnp.any(~carry[1]["done"])
+    _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), first, asked.cache))
+    one = lambda x: x[:, None]
+    return Decoded(one(s["tokens"]), one(s["length"]), one(s["log_probability"]), one(s["log_probability"]), one(s["entropy"]), jnp.zeros(batch))
+
+
+def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
+    """Logits with everything outside the smallest set of mass `top_p` at `NEVER`; the likeliest token always stays."""
+    if top_p >= 1.0:
+        return logits
+    ordered = jnp.sort(logits, -1)[..., ::-1]
+    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+    least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits >= least, logits, NEVER)

@@ -1,0 +1,291 @@
+"""The compiled programs of a model: a few per level, each with one static shape, whatever the film's length and the number of questions.
+
+    level     program           rows of its batch                      shares between questions
+    sparse    window tokens     a group of windows, for one question   nothing: a sparse token is made in the light of the question
+    nested    run tokens        a group of runs of sparse summaries    "
+    both      window answer     a group of tokens
+    dense     frame prefix      a window of frames                     the KV cache up to the question
+              frame answer      a window, for one question
+    patch     patch answer      a few seconds, for one question
+
+Rows are filled up to `LevelConfig.batch` with copies whose results are dropped. Results come back as NumPy, but for the prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
+from revision_jax.data.prompts import before_ids, clean_query, encode_prompt, encode_query
+from revision_jax.data.tokenizer import Tokenizer
+from revision_jax.grounding import generate
+from revision_jax.grounding.generate import Decoded
+from revision_jax.grounding.prompt import Grammar, span_grammar
+from revision_jax.models import revision
+from revision_jax.models import signal as search_signal
+from revision_jax.models.decoder import stack_caches, take_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A question, encoded once for all levels."""
+
+    text: str
+    tokens: np.ndarray  # [S D] of the text tower
+    mask: np.ndarray  # [S]
+    vector: np.ndarray  # [E]
+    after: dict[str, tuple[np.ndarray, np.ndarray]]  # level -> ids and mask of the text behind the visual tokens
+
+
+class WindowTokens(NamedTuple):
+    """Windows as one token each, in the light of a question."""
+
+    token: np.ndarray  # [W H]
+    summary: np.ndarray  # [W D], before the last linear: what a nested level reads
+    level: np.ndarray  # [W] similarity
+
+
+class FrameAnswer(NamedTuple):
+    decoded: Decoded  # leading axis: rows
+    level: np.ndarray  # [rows T] similarity of each frame
+
+
+def number_ids(tokenizer: Tokenizer, config: ExperimentConfig, count: int) -> np.ndarray:
+    """Token of each number below `count`, for `decoder.time = "token"`. Raises ConfigError where a number is no token of its own."""
+    if config.decoder.time != "token":
+        return np.zeros(count, np.int32)
+    try:
+        return np.asarray([tokenizer.id(str(n)) for n in range(count)], np.int32)
+    except KeyError as error:
+        raise ConfigError(f"decoder.time: 'token' needs one token for each number below {count}; the tokenizer has none for {error}") from None
+
+
+class Programs:
+    """Holds the state on the device and the compiled functions. `traces` counts what was compiled, by program and level."""
+
+    def __init__(self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer):
+        """Raises ConfigError where config, tokenizer and level prompts do not fit together."""
+        self.config, self.tokenizer = config, tokenizer
+        if tokenizer.vocab_size > config.decoder.vocab:
+            raise ConfigError(f"decoder.vocab: {config.decoder.vocab} is below the tokenizer's {tokenizer.vocab_size} tokens")
+        self.state = jax.device_put(state)
+        self.traces: dict[tuple[str, str], int] = {}
+        self.calls = 0
+        self._compiled: dict[tuple[str, str], Callable] = {}
+        self._grammars: dict[str, Grammar] = {}
+        levels = config.grounding.levels
+        self._numbers = number_ids(tokenizer, config, max((level.tokens for level in levels), default=1))
+        self._before = {level.name: np.asarray(before_ids(tokenizer, level.prompt), np.int32) for level in levels}
+        self.needs_tokens = config.decoder.signal.similarity == "late"
+        # A decoder without the search signal may come with towers that do not share a space; then there is no similarity to speak of.
+        self.has_similarity = config.vision.output == config.text.projection
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Feature arrays that window and frame levels read."""
+        return ("frame", "tokens") if self.needs_tokens else ("frame",)
+
+    def grammar(self, level: LevelConfig) -> Grammar:
+        """The level's answer automaton, made when first asked for. Raises ConfigError where `answer_len` cannot hold its answers."""
+        if level.name not in self._grammars:
+            grammar = span_grammar(self.tokenizer, level.prompt, level.tokens)
+            if grammar.steps > self.config.grounding.answer_len:
+                raise ConfigError(f"grounding.answer_len: must be at least {grammar.steps} for the answers of level {level.name!r}, is {self.config.grounding.answer_len}")
+            self._grammars[level.name] = grammar
+        return self._grammars[level.name]
+
+    def _program(self, kind: str, name: str, function: Callable) -> Callable:
+        key = (kind, name)
+        if key not in self._compiled:
+
+            def counted(*args):
+                self.traces[key] = self.traces.get(key, 0) + 1  # runs when traced, so it counts compilations
+                return function(*args)
+
+            self._compiled[key] = jax.jit(counted)
+        return self._compiled[key]
+
+    def _call(self, kind: str, name: str, function: Callable, *args) -> Any:
+        self.calls += 1
+        return self._program(kind, name, function)(self.state, *args)
+
+    # -------------------------------------------------------------------------------------------------------------------- question
+
+    def question(self, text: str) -> Question:
+        """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words."""
+        config = self.config
+        clean_query(text)
+        ids, mask = encode_query(self.tokenizer, text, config.grounding.query_len)
+        after = {level.name: encode_prompt(self.tokenizer, level.prompt, text, config.grounding.prompt_len)[1:] for level in config.grounding.levels}
+
+        def encode(state: dict, ids, mask) -> dict:
+            return revision.encode_text(config, state["params"], ids, mask)
+
+        out = self._call("question", "", encode, ids[None], mask[None])
+        return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vector"][0]), after)
+
+    def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray]:
+        stack = lambda values: np.stack(list(values))
+        return {
+            "tokens": stack(q.tokens for q in questions), "mask": stack(q.mask for q in questions), "vector": stack(q.vector for q in questions),
+            "after_ids": stack(q.after[level.name][0] for q in questions), "after_mask": stack(q.after[level.name][1] for q in questions),
+        }
+
+    def _similarity(self, state: dict, frame, tokens, vector):
+        if not self.has_similarity:
+            return jnp.zeros(frame.shape[:-1]), jnp.full((*frame.shape[:-1], 2), 0.5)
+        return revision.similarity(self.config, state["params"], frame, tokens, vector)
+
+    def _answer(self, state: dict, level: LevelConfig, visual: revision.Visual, cache: dict, ask: dict, count) -> Decoded:
+        grammar = self.grammar(level)
+        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.steps)
+        return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)
+
+    # --------------------------------------------------------------------------------------------------------------------- windows
+
+    def window_tokens(self, level: LevelConfig, arrays: dict, valid, questions: Sequence[Question]) -> list[WindowTokens]:
+        """Sparse tokens of one group of windows, for each question. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
+
+        Groups are filled up to `level.tokens` windows; questions up to `level.batch` a call.
+        """
+        windows = len(valid)
+        fill = level.tokens - windows
+        arrays = {name: jnp.asarray(np.concatenate([a, np.zeros((fill, *a.shape[1:]), a.dtype)]) if fill else a) for name, a in arrays.items()}
+        valid = jnp.asarray(np.concatenate([valid, np.zeros((fill, valid.shape[1]), bool)]))
+
+        def tokens(state: dict, frame, tokens, valid, ask: dict) -> WindowTokens:
+            def one(text, mask, vector) -> WindowTokens:
+                spread = lambda x: jnp.broadcast_to(x, (frame.shape[0], *x.shape))
+                token, summary = revision.sparse_tokens(self.config, state, level.name, frame, valid, spread(text), spread(mask))
+                seen, _ = self._similarity(state, frame, tokens, vector)
+                return WindowTokens(token, summary, search_signal.top_mean(seen, valid, self.config.decoder.signal.top))
+
+            return jax.lax.map(lambda ask: one(*ask), (ask["tokens"], ask["mask"], ask["vector"]))
+
+        out = []
+        for rows in _batches(list(questions), level.batch):
+            made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, self._questions(rows.filled, level))
+            out += [WindowTokens(*(np.asarray(x[i])[:windows] for x in made)) for i in range(rows.count)]
+        return out
+
+    def run_tokens(self, level: LevelConfig, below: WindowTokens, members: Sequence[Sequence[int]], length: int, question: Question) -> WindowTokens:
+        """Nested tokens of runs of `below`'s windows. members: of each run, the windows in it (at most `length`)."""
+        d = below.summary.shape[-1]
+
+        def tokens(state: dict, frames, valid, text, mask, seen) -> WindowTokens:
+            spread = lambda x: jnp.broadcast_to(x, (frames.shape[0], *x.shape))
+            token, summary = revision.sparse_tokens(self.config, state, level.name, frames, valid, spread(text), spread(mask))
+            return WindowTokens(token, summary, search_signal.top_mean(seen, valid, 1))
+
+        made = []
+        for first in range(0, len(members), level.tokens):
+            part = members[first : first + level.tokens]
+            frames, seen, valid = np.zeros((level.tokens, length, d), np.float32), np.zeros((level.tokens, length), np.float32), np.zeros((level.tokens, length), bool)
+            for r, windows in enumerate(part):
+                frames[r, : len(windows)], seen[r, : len(windows)], valid[r, : len(windows)] = below.summary[list(windows)], below.level[list(windows)], True
+            out = self._call("run tokens", level.name, tokens, frames, valid, question.tokens, question.mask, seen)
+            made.append([np.asarray(x)[: len(part)] for x in out])
+        return WindowTokens(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
+
+    def window_answers(self, level: LevelConfig, groups: Sequence[tuple[WindowTokens, Question]]) -> tuple[Decoded, int]:
+        """Answers over groups of at most `level.tokens` window (or run) tokens, each for its question; and the device calls it took."""
+
+        def answer(state: dict, token, seen, valid, ask: dict) -> Decoded:
+            visual = revision.window_visual(self.config, state, token, valid, jnp.asarray(self._numbers), seen)
+            cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
+            return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1))
+
+        out, calls = [], 0
+        for rows in _batches(list(groups), level.batch):
+            fill = lambda x: np.concatenate([x, np.zeros((level.tokens - len(x), *x.shape[1:]), x.dtype)])
+            token = np.stack([fill(tokens.token) for tokens, _ in rows.filled])
+            seen = np.stack([fill(tokens.level) for tokens, _ in rows.filled])
+            valid = np.stack([np.arange(level.tokens) < len(tokens.level) for tokens, _ in rows.filled])
+            made = self._call("window answer", level.name, answer, token, seen, valid, self._questions([q for _, q in rows.filled], level))
+            out.append(_host(made, rows.count))
+            calls += 1
+        return _join(out), calls
+
+    # ---------------------------------------------------------------------------------------------------------------------- frames
+
+    def frame_prefixes(self, level: LevelConfig, arrays: dict, valid) -> list[dict]:
+        """What questions share about windows of frames, one entry a window. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
+
+        An entry holds the KV cache up to the question and what the similarity reads; it stays on the device.
+        """
+
+        def prefixes(state: dict, arrays: dict, valid) -> list[dict]:
+            visual = revision.dense_visual(self.config, state, level.name, arrays["frame"], valid, jnp.asarray(self._numbers))
+            cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
+            keep = arrays if not self.needs_tokens else {"tokens": arrays["tokens"]}
+            return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], **{name: x[i] for name, x in keep.items()}} for i in range(level.batch)]
+
+        out = []
+        for rows in _batches(list(range(len(valid))), level.batch):
+            made = self._call("frame prefix", level.name, prefixes, {name: a[rows.filled] for name, a in arrays.items()}, valid[rows.filled])
+            out += made[: rows.count]
+        return out
+
+    def frame_answers(self, level: LevelConfig, rows: Sequence[tuple[dict, Question]]) -> FrameAnswer:
+        """Answers about at most `level.batch` windows of frames, each given by its prefix entry, each for its question."""
+
+        def answer(state: dict, entries: list[dict], ask: dict) -> tuple[Decoded, Any]:
+            cache = stack_caches([entry["cache"] for entry in entries])
+            valid = jnp.stack([entry["valid"] for entry in entries])
+            tokens = jnp.stack([entry["tokens"] for entry in entries]) if self.needs_tokens else None
+            # The visual tokens themselves are in the cache already: zeros stand for the frame vectors where the similarity does not read them.
+            frame = jnp.zeros((*valid.shape, self.config.grounding.level(level.name).adapter.width)) if self.needs_tokens else jnp.stack([entry["frame"] for entry in entries])
+            seen, where = self._similarity(state, frame, tokens, ask["vector"][:, None])
+            visual = revision.dense_visual(self.config, state, level.name, frame, valid, jnp.asarray(self._numbers), seen, where)
+            return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid, seen, 0.0)
+
+        (batch,) = _batches(list(rows), level.batch)
+        decoded, seen = self._call("frame answer", level.name, answer, [entry for entry, _ in batch.filled], self._questions([q for _, q in batch.filled], level))
+        return FrameAnswer(_host(decoded, batch.count), np.asarray(seen)[: batch.count])
+
+    # --------------------------------------------------------------------------------------------------------------------- patches
+
+    def patch_answers(self, level: LevelConfig, rows: Sequence[tuple[dict, Question]]) -> tuple[Decoded, np.ndarray, int]:
+        """Answers about a few seconds of patches, each for its question: (answers, patch tokens dropped by the budget [rows], device calls).
+
+        A row's arrays: {"tokens" [T N E], "change" [T N], "valid" [T]}.
+        """
+
+        def answer(state: dict, tokens, change, valid, ask: dict) -> tuple[Decoded, Any]:
+            vector = ask["vector"] if self.has_similarity else None
+            visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, jnp.asarray(self._numbers), vector)
+            cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
+            return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), dropped
+
+        out, dropped, calls = [], [], 0
+        for part in _batches(list(rows), level.batch):
+            stack = lambda name: np.stack([arrays[name] for arrays, _ in part.filled])  # noqa: B023
+            made, lost = self._call("patch answer", level.name, answer, stack("tokens"), stack("change"), stack("valid"), self._questions([q for _, q in part.filled], level))
+            out.append(_host(made, part.count))
+            dropped.append(np.asarray(lost)[: part.count])
+            calls += 1
+        return _join(out), np.concatenate(dropped), calls
+
+
+class _Batch(NamedTuple):
+    filled: list
+    count: int  # of them are real
+
+
+def _batches(rows: list, size: int) -> list[_Batch]:
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [_Batch([*part, *[part[-1]] * (size - len(part))], len(part)) for part in parts]
+
+
+def _host(decoded: Decoded, count: int) -> Decoded:
+    return Decoded(*(np.asarray(x)[:count] for x in decoded))
+
+
+def _join(parts: list[Decoded]) -> Decoded:
+    return Decoded(*(np.concatenate(values) for values in zip(*parts, strict=True)))

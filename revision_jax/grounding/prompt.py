@@ -1,0 +1,173 @@
+"""What a level may answer, as a table automaton for the decode loop, and the way back from ids or text to numbers.
+
+The allowed answers of a level are `answer` with every 0 <= start <= end < count, and `absent`, each followed by the end token. They are
+tokenised as whole strings, so any tokenizer will do: numbers may be one token or several digits. Their paths are merged into the smallest
+acyclic automaton (equal continuations are one state), which keeps the table small although there are count^2 / 2 answers:
+
+    count = 3, numbers are tokens:   "from 0 to 2 ."  ->  root -from-> . -0-> . -to-> {0,1,2} -.-> . -<eos>-> end
+                                                                         -1-> . -to-> {1,2}
+                                                                         -2-> . -to-> {2}
+                                                     root -not-> . -present-> . -.-> . -<eos>-> end
+
+Columns are the tokens that occur in any answer (not the vocabulary). A window that is not full must not be answered with numbers it does not
+have: each transition also knows the smallest last number it can lead to (`least`), and is open only if that is below the row's own count.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from revision_jax.config import ConfigError, PromptConfig
+from revision_jax.data.prompts import answer_text
+from revision_jax.data.tokenizer import Tokenizer
+
+Parsed = tuple[Literal["span"], int, int] | Literal["absent"] | None  # None: could not be read
+
+
+@dataclass(frozen=True, eq=False)
+class Grammar:
+    """Table automaton over A states and C columns. State 0 is the start; column 0 is padding, which only the end state allows."""
+
+    token: Int32[np.ndarray, "C"]  # token id of each column
+    next: Int32[np.ndarray, "A C"]  # state after it, -1 where not allowed
+    least: Int32[np.ndarray, "A C"]  # smallest last number still possible after it
+    decided: Bool[np.ndarray, "A"]  # the span's start is settled in this state
+    absent: Bool[np.ndarray, "C"]  # columns that, at step `branch`, lead to the absent answer
+    present: Bool[np.ndarray, "C"]  # columns that, at step `branch`, lead to a span
+    branch: int  # step at which the two part, usually 0
+    end: int  # the end state
+    steps: int  # tokens of the longest answer, end token included
+
+    @property
+    def bytes(self) -> int:
+        return self.next.nbytes + self.least.nbytes
+
+
+def span_grammar(tokenizer: Tokenizer, prompt: PromptConfig, count: int) -> Grammar:
+    """The automaton of a level that can name `count` numbers. Raises ConfigError if the answers of a prompt cannot be told apart."""
+    return _span_grammar(tokenizer, prompt.answer, prompt.absent, prompt.digits, count)
+
+
+@functools.lru_cache(maxsize=32)
+def _span_grammar(tokenizer: Tokenizer, answer: str, absent: str, digits: int, count: int) -> Grammar:
+    prompt = PromptConfig(answer=answer, absent=absent, digits=digits)
+    paths = {tuple(tokenizer.encode(answer_text(prompt, (s, e)))): (s, e) for s in range(count) for e in range(s, count)}
+    if len(paths) != count * (count + 1) // 2:
+        raise ConfigError(f"prompt.answer: {answer!r} gives the same tokens for different spans; the tokenizer does not know the numbers up to {count - 1}")
+    return _compile(tokenizer, paths, tuple(tokenizer.encode(absent)), "prompt.absent")
+
+
+def presence_grammar(tokenizer: Tokenizer, prompt: PromptConfig) -> Grammar:
+    """The automaton of the yes/no question: `present` is yes."""
+    return _compile(tokenizer, {tuple(tokenizer.encode(prompt.yes)): (0, 0)}, tuple(tokenizer.encode(prompt.no)), "prompt.no")
+
+
+def _compile(tokenizer: Tokenizer, paths: dict[tuple[int, ...], tuple[int, int]], absent: tuple[int, ...], where: str) -> Grammar:
+    trie: dict = {}
+    for path, span in paths.items():
+        node = trie
+        for token in (*path, tokenizer.eos):
+            node = node.setdefault(token, {})
+        node[None] = span
+    branch, node = 0, trie
+    while branch < len(absent) and len(node) == 1 and absent[branch] in node:
+        node = node[absent[branch]]
+        branch += 1
+    if branch == len(absent) or absent[branch] in node:
+        raise ConfigError(f"{where}: {tokenizer.decode(absent)!r} begins like the other answer; its first token must differ")
+    present_tokens = set(node)
+    node = trie
+    for token in (*absent, tokenizer.eos):
+        node = node.setdefault(token, {})
+    node[None] = None
+
+    known: dict[tuple, int] = {}
+    rows: list[list[tuple[int, int, int]]] = []
+    decided: list[bool] = []
+
+    def intern(node: dict) -> tuple[int, int, frozenset]:
+        """(state, smallest last number, starts) of a trie node; equal continuations get the same state."""
+        if None in node:
+            span = node[None]
+            return _END, -1 if span is None else span[1], frozenset() if span is None else frozenset((span[0],))
+        children = {token: intern(child) for token, child in node.items()}
+        least = min(child[1] for child in children.values())
+        starts = frozenset().union(*(child[2] for child in children.values()))
+        # Behind a single way on, the condition was already met when this node was entered: leaving it out lets equal endings be one state.
+        edges = tuple(sorted((token, state, low if len(children) > 1 else -1) for token, (state, low, _) in children.items()))
+        settled = len(starts) <= 1
+        key = (edges, settled)
+        if key not in known:
+            known[key] = len(rows)
+            rows.append(list(edges))
+            decided.append(settled)
+        return known[key], least, starts
+
+    root = intern(trie)[0]
+    # The start state becomes 0, the end state the last.
+    order = [root, *(state for state in range(len(rows)) if state != root)]
+    number = {old: new for new, old in enumerate(order)} | {_END: len(rows)}
+    tokens = sorted({token for row in rows for token, _, _ in row})
+    column = {token: index + 1 for index, token in enumerate(tokens)}
+    table = np.full((len(rows) + 1, len(tokens) + 1), -1, np.int32)
+    least = np.full_like(table, -1)
+    for old, row in enumerate(rows):
+        for token, state, low in row:
+            table[number[old], column[token]] = number[state]
+            least[number[old], column[token]] = low
+    table[len(rows), 0] = len(rows)
+    columns = np.asarray([tokenizer.pad, *tokens], np.int32)
+    is_absent = np.zeros(len(columns), bool)
+    is_absent[column[absent[branch]]] = True
+    is_present = np.zeros(len(columns), bool)
+    is_present[[column[token] for token in present_tokens]] = True
+    steps = max(max(map(len, paths)), len(absent)) + 1
+    return Grammar(columns, table, least, np.asarray([*(decided[old] for old in order), True]), is_absent, is_present, branch, len(rows), steps)
+
+
+_END = -2
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ reading
+
+
+def parse(prompt: PromptConfig, text: str) -> Parsed:
+    """Numbers of an answer in plain text, from constrained or free decoding: "From 12 to 31.", any case, blanks and final period optional.
+
+    Returns ("span", start, end), "absent", or None where the text is neither, or names an end before its start.
+    """
+    found = _span_pattern(prompt.answer).search(text)
+    if found:
+        start, end = int(found["start"]), int(found["end"])
+        return ("span", start, end) if start <= end else None
+    return "absent" if _literal(prompt.absent).search(text) else None
+
+
+def parse_ids(tokenizer: Tokenizer, prompt: PromptConfig, ids) -> Parsed:
+    """`parse` of an answer's ids, up to its end token."""
+    ids = [int(i) for i in ids]
+    if tokenizer.eos in ids:
+        ids = ids[: ids.index(tokenizer.eos)]
+    return parse(prompt, tokenizer.decode(ids))
+
+
+@functools.lru_cache(maxsize=32)
+def _span_pattern(answer: str) -> re.Pattern:
+    parts = re.split(r"(\{start\}|\{end\})", answer.strip().rstrip(". "))
+    numbers = {"{start}": r"(?P<start>\d{1,9})", "{end}": r"(?P<end>\d{1,9})"}
+    return re.compile(r"\s*".join(numbers.get(part) or _loose(part) for part in parts if part.strip()), re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=32)
+def _literal(text: str) -> re.Pattern:
+    return re.compile(_loose(text.strip().rstrip(". ")), re.IGNORECASE)
+
+
+def _loose(text: str) -> str:
+    return r"\s+".join(re.escape(word) for word in text.split())

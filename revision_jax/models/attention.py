@@ -1,0 +1,79 @@
+"""The one attention of the project, with the implementation chosen by name when a program is traced."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from revision_jax.config import ConfigError
+
+IMPLEMENTATIONS = ("xla", "cudnn")
+
+
+def attention(
+    q: Float[Array, "B S K d"],
+    k: Float[Array, "B M G d"],
+    v: Float[Array, "B M G d"],
+    *,
+    mask: Bool[Array, "#B #K #S M"] | None = None,
+    bias: Float[Array, "#B #K #S #M"] | None = None,
+    scale: float | None = None,
+    implementation: str = "xla",
+) -> Float[Array, "B S K d"]:
+    """softmax(q k' * scale + bias) v over the columns where `mask` is true.
+
+    Grouped queries: query head h reads KV head h // (K / G). Scores, bias and softmax are float32 whatever the dtype of q; the result has q's
+    dtype. A row whose columns are all masked gives zeros. Masked columns of k and v must hold finite numbers (callers clear their pads).
+    `scale` defaults to d ** -0.5. "cudnn" needs an NVIDIA GPU, bfloat16 or float16 and d a multiple of 8.
+    Raises ConfigError for an implementation that does not exist.
+    """
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if implementation == "xla":
+        return _xla(q, k, v, mask, bias, scale)
+    if implementation == "cudnn":
+        return _cudnn(q, k, v, mask, bias, scale)
+    raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def _xla(q, k, v, mask, bias, scale):
+    batch, rows, heads, width = q.shape
+    groups = k.shape[2]
+    # Heads of one group are rows of one matrix product: keys and values are never repeated in memory.
+    grouped = q.reshape(batch, rows, groups, heads // groups, width)
+    scores = jnp.einsum("bsgrd,bmgd->bgrsm", grouped, k, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        scores = scores + _by_group(bias.astype(jnp.float32), groups)
+    if mask is not None:
+        mask = _by_group(mask, groups)
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    # Without a mask the largest weight is 1; only a row with no column at all sums to 0.
+    weights = weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
+    out = jnp.einsum("bgrsm,bmgd->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.reshape(batch, rows, heads, width).astype(q.dtype)
+
+
+def _by_group(x, groups):
+    """[b K s m] -> [b G K/G s m], keeping broadcast axes of size 1."""
+    batch, heads, rows, cols = x.shape
+    return x[:, :, None] if heads == 1 else x.reshape(batch, groups, heads // groups, rows, cols)
+
+
+def _cudnn(q, k, v, mask, bias, scale):
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise ConfigError(f"attention: 'cudnn' needs bfloat16 or float16, got {q.dtype}; set the model's dtype, or use 'xla'")
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (q.shape[0], mask.shape[1], q.shape[1], k.shape[1]))
+    out = jax.nn.dot_product_attention(
+        q, k.astype(q.dtype), v.astype(q.dtype), bias=None if bias is None else bias.astype(q.dtype), mask=mask, scale=scale, implementation="cudnn"
+    )
+    if mask is not None:
+        # cuDNN averages the values over a row that is masked everywhere.
+        some = mask.any(axis=-1).transpose(0, 2, 1)[..., None]
+        out = jnp.where(some, out, 0)
+    return out

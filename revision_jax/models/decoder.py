@@ -1,0 +1,317 @@
+"""The language decoder: LLaMA-2 / Vicuna and Qwen2 / 2.5 by `DecoderConfig`, with LoRA per level, the search signal, and a KV cache.
+
+Parameters of all layers are stored stacked, with a leading layer axis. Without a cache (training, scoring) the layers run as one `nn.scan`
+(`config.scan`), or unrolled over slices of the same tree; with a cache always unrolled, one cache per layer, because a scan would hold the whole
+KV cache twice. Both give the same numbers. Collections:
+
+    params  {"embed": {"embedding" [V H]}, "layers": {"attention_norm", "attention": {q k v o}, "mlp_norm", "mlp": {gate up down}}, "norm", "head"?}
+    lora    {"layers": {"attention": {q: {a b}, ...}, "mlp": {...}, "signal_scale" [L K C]}, "summary_projection": {"kernel" [R H]}}
+
+`apply` without the collection "lora" is the base model; every level has its own "lora" over one "params".
+
+Slots and positions. A row of a batch is a line of M slots; a slot is causally before another if it lies left of it. Its RoPE position is given
+explicitly and need not be its number: slots that hold nothing are holes, not valid, skipped by everyone, and take no position.
+
+    slot      0      1 2 3 4 5 6 7     8 9 10 11     12 13 14
+              BOS    v v v v v . .     q q q  .      a  a  (free)
+              before visual tokens     question      answer
+    valid     1      1 1 1 1 1 0 0     1 1 1  0      1  1  0
+    position  0      1 2 3 4 5 - -     6 7 8  -      9  10
+    reads     0      0 0 0 0 0 0 0     1 1 1  1      1  1
+    signal    0      s s s s s 0 0     0 0 0  0      0  0  0
+
+Sources: LLaMA-2 (arXiv 2307.09288), Qwen2 (arXiv 2407.10671), LoRA (arXiv 2106.09685); numerics follow transformers' LlamaForCausalLM and
+Qwen2ForCausalLM. The search signal is this project's own (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
+
+from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
+from revision_jax.models.attention import attention
+from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
+from revision_jax.models.rope import angles_1d, rotate
+
+# The bias is SIGNAL_GAIN * sum_c signal_scale_c * signal_c, with signal_scale stored as init / SIGNAL_GAIN. The factor changes nothing at the start;
+# under Adam, whose steps do not know the size of a weight, it lets a scale of one become three within a few hundred steps at 1e-3.
+SIGNAL_GAIN = 4.0
+
+
+# ------------------------------------------------------------------------------------------------------------------- one layer
+
+
+def _signal_scale_init(config: DecoderConfig) -> Float[Array, "K C"]:
+    """Starting scales per head and channel, over SIGNAL_GAIN. `level` and `square` start at `init`; `rise` and `fall` at 0.5 to 1 times init, even
+    heads drawn to where the match begins and odd ones to where it ends, each by another amount, so that no two heads start alike."""
+    heads = jnp.arange(config.heads)
+    edge = jnp.where(heads % 2 == 0, 1.0, -1.0) * (0.5 + 0.5 * (heads // 2 + 1) / ((config.heads + 1) // 2))
+    per_channel = {"level": jnp.ones_like(edge), "square": jnp.ones_like(edge), "rise": edge, "fall": -edge}
+    return jnp.stack([per_channel[name] for name in config.signal.channels], axis=-1) * (config.signal.init / SIGNAL_GAIN)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with RoPE over the slots of this call, or over a cache that this call's slots are first written into."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S H"],
+        angles: Float32[Array, "B S r"],
+        mask: Bool[Array, "B 1 S M"],
+        bias: Float[Array, "B K S M"] | None,
+        cache: dict | None,
+        start: Int[Array, "*b"] | int | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B S H"], dict | None]:
+        c = self.config
+
+        def linear(name: str, features: int, use_bias: bool) -> LoraLinear:
+            return LoraLinear(features, use_bias=use_bias, lora=c.lora, name=name)
+
+        def heads(name: str, count: int) -> Float[Array, "B S n d"]:
+            return linear(name, count * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*x.shape[:2], count, c.head_dim)
+
+        q, k, v = rotate(heads("q", c.heads), angles), rotate(heads("k", c.kv_heads), angles), heads("v", c.kv_heads)
+        if cache is not None:
+            cache = {"k": _write(cache["k"], k, start), "v": _write(cache["v"], v, start)}
+            k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
+        out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
+        return linear("o", c.width, False)(out.reshape(*x.shape[:2], -1), deterministic), cache
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP: one layer of the decoder."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S H"],
+        angles: Float32[Array, "B S r"],
+        mask: Bool[Array, "B 1 S M"],
+        reads: Bool[Array, "B S"] | None,
+        signal: Float[Array, "B M C"] | None,
+        cache: dict | None = None,
+        start: Int[Array, "*b"] | int | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B S H"], dict | None]:
+        c = self.config
+        bias = None
+        if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "signal_scale")):
+            scale = self.variable("lora", "signal_scale", _signal_scale_init, c).value
+            if signal is not None and reads is not None:
+                columns = jnp.einsum("kc,bmc->bkm", SIGNAL_GAIN * scale.astype(jnp.float32), signal.astype(jnp.float32))
+                bias = jnp.where(reads[:, None, :, None], columns[:, :, None, :], 0.0)
+        y, cache = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), angles, mask, bias, cache, start, deterministic)
+        x = x + y
+        return x + GatedMlp(c.mlp, lora=c.lora, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x), deterministic), cache
+
+
+# --------------------------------------------------------------------------------------------------------------------- the decoder
+
+
+class Decoder(nn.Module):
+    """See the module's text. Methods: `embed`, `__call__`, `logits`; call them as `Decoder(config).apply({"params": .., "lora": ..}, ..., method=..)`."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        normal = nn.initializers.normal(c.width**-0.5)
+        self.table = self.param("embed", lambda key: {"embedding": normal(key, (c.vocab, c.width))})["embedding"]
+        self.layers = Block(c)
+        self.norm = RMSNorm(c.norm_eps)
+        self.kernel = self.table.T if c.tie_embeddings else self.param("head", lambda key: {"kernel": normal(key, (c.width, c.vocab))})["kernel"]
+        if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "summary_projection")):
+            self.summary_kernel = self.variable("lora", "summary_projection", self._summary_init).value["kernel"]
+        else:
+            self.summary_kernel = None
+
+    def _summary_init(self) -> dict:
+        shape = (self.config.signal.summary_size, self.config.width)
+        # With init=0 the signal starts switched off altogether: a released checkpoint keeps its numbers.
+        deviation = 0.1 * self.config.width**-0.5 * min(abs(self.config.signal.init), 1.0)
+        return {"kernel": deviation * jax.random.normal(self.make_rng("lora"), shape)}
+
+    def embed(self, ids: Int[Array, "B S"]) -> Float[Array, "B S H"]:
+        """Token embeddings in the activations' dtype."""
+        return self.table[ids].astype(self.config.dtype)
+
+    def logits(self, hidden: Float[Array, "*B H"]) -> Float32[Array, "*B V"]:
+        """Vocabulary logits, float32. Ask for the rows that have a label, not for all of them."""
+        return jnp.einsum("...h,hv->...v", hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        embeds: Float[Array, "B S H"],
+        positions: Int[Array, "B S"],
+        valid: Bool[Array, "B S"],
+        *,
+        reads: Bool[Array, "B S"] | None = None,
+        signal: Float[Array, "B M C"] | None = None,
+        summary: Float[Array, "B R"] | None = None,
+        cache: dict | None = None,
+        start: Int[Array, "*b"] | int | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B S H"], dict | None]:
+        """Runs all layers over the S slots of this call.
+
+        embeds: token embeddings, visual tokens among them; positions: RoPE positions; valid: slots that hold something (others may hold garbage).
+        reads: rows that get the search signal; signal: channels of *all* M slots (M = S without a cache), zero at text; summary: one vector a row
+        of the batch, projected and added to the embeds of its `reads` slots. None, or a "lora" without these parameters, leaves the signal off.
+        cache: from `init_cache`, with the new slots' first number `start` (one for all rows, or one each, Int[B]); the caller guarantees
+        start + S <= M. A signal given once stays in the cache for later calls.
+        Returns (hidden [B S H] after the final norm, the new cache or None). Rows without a valid slot before them hold no information.
+        Raises ValueError if cache and start are not given together, or if slots known when traced do not fit.
+        """
+        c = self.config
+        batch, length = valid.shape
+        embeds = jnp.where(valid[..., None], embeds.astype(c.dtype), 0)  # a weight of zero does not silence a NaN
+        if summary is not None and reads is not None and self.summary_kernel is not None:
+            added = summary.astype(jnp.float32) @ self.summary_kernel.astype(jnp.float32)
+            embeds = embeds + jnp.where((reads & valid)[..., None], added[:, None, :], 0.0).astype(embeds.dtype)
+        angles = angles_1d(positions, c.head_dim, c.rope_theta)
+        if cache is None:
+            mask = jnp.tril(jnp.ones((length, length), bool))[None, None] & valid[:, None, None, :]
+            signal = None if signal is None else jnp.where(valid[..., None], signal, 0.0)
+            if c.scan or self.is_initializing():
+                hidden = self._scanned(embeds, angles, mask, reads, signal, deterministic)
+            else:
+                hidden, _ = self._unrolled(embeds, angles, mask, reads, signal, None, None, deterministic)
+            return self.norm(hidden), None
+
+        slots = cache["valid"].shape[1]
+        if start is None:
+            raise ValueError("decoder: a call with a cache needs start, the first of its slots")
+        if length > slots or (isinstance(start, int) and start + length > slots):
+            raise ValueError(f"decoder: {length} slots from {start} do not fit into a cache of {slots}")
+        own = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))[:, None] + jnp.arange(length)
+        cached_valid = _write(cache["valid"], valid, start)
+        mask = (jnp.arange(slots) <= own[..., None])[:, None] & cached_valid[:, None, None, :]
+        signal = cache["signal"] if signal is None else signal
+        # Not cleared by `valid`: a signal may be given before the slots it speaks of are filled. What is not seen is masked, and decoding has no gradient.
+        hidden, layers = self._unrolled(embeds, angles, mask, reads, signal, cache["layers"], start, deterministic)
+        return self.norm(hidden), {"layers": layers, "valid": cached_valid, "signal": signal}
+
+    def _scanned(self, hidden, angles, mask, reads, signal, deterministic):
+        def body(block: Block, hidden: Array, _: None) -> tuple[Array, None]:
+            return block(hidden, angles, mask, reads, signal, deterministic=deterministic)[0], None
+
+        if self.config.remat:
+            body = nn.remat(body, prevent_cse=False)
+        scan = nn.scan(
+            body, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "lora": True, "dropout": True}, length=self.config.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(self.layers, hidden, None)[0]
+
+    def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, deterministic):
+        block = Block(self.config, parent=None)
+
+        def run(layer: dict, hidden: Array, cache: dict | None, rngs: dict | None) -> tuple[Array, dict | None]:
+            return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, deterministic, rngs=rngs)
+
+        if self.config.remat and caches is None:
+            run = jax.checkpoint(run)
+        stacked = {name: tree["layers"] for name, tree in self.variables.items() if "layers" in tree}
+        written = []
+        for i in range(self.config.layers):
+            rngs = {"dropout": self.make_rng("dropout")} if not deterministic and self.has_rng("dropout") else None
+            layer = jax.tree.map(lambda x, i=i: x[i], stacked)
+            hidden, cache = run(layer, hidden, None if caches is None else caches[i], rngs)
+            written.append(cache)
+        return hidden, written
+
+    def everything(self, ids: Int[Array, "B S"]) -> Float32[Array, "B S V"]:
+        """Logits of plain text: every id valid, positions 0..S-1, no signal. `init` runs this."""
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        return self.logits(self(self.embed(ids), positions, jnp.ones(ids.shape, bool))[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------- parameters, LoRA
+
+
+def _init(config: DecoderConfig, key: PRNGKeyArray) -> dict:
+    params_key, lora_key = jax.random.split(key)
+    return Decoder(config).init({"params": params_key, "lora": lora_key}, jnp.zeros((1, 1), jnp.int32), method=Decoder.everything)
+
+
+def init_decoder(config: DecoderConfig, key: PRNGKeyArray) -> dict:
+    """{"params": base weights}, float32, plain nested dicts, layers stacked. Works under `jax.eval_shape`."""
+    bare = DecoderConfig(**{**vars(config), "lora": LoraConfig(rank=0), "signal": SignalConfig()})
+    return {"params": jax.jit(_init, static_argnums=0)(bare, key)["params"]}
+
+
+def init_lora(config: DecoderConfig, key: PRNGKeyArray) -> dict:
+    """A fresh collection "lora" of one level: LoRA pairs that change nothing yet, and the search signal's parameters. {} where config has neither."""
+    return jax.jit(lambda key: _init(config, key).get("lora", {}))(key)  # under jit the base weights are never made
+
+
+def merge_lora(config: DecoderConfig, params: dict, lora: dict) -> tuple[dict, dict]:
+    """Folds the LoRA pairs into the base: kernel + scale * a b, in float32, kept in the kernel's dtype.
+
+    Returns (params of the same structure, what is left of `lora`: the signal's parameters); applied together they give what (params, lora) give,
+    without dropout, and faster. Layers in which `lora` has no pair stay as they are. There is no way back but the original.
+    """
+
+    def fold(base: dict, pairs: dict) -> tuple[dict, dict]:
+        if "a" in pairs:
+            delta = jnp.einsum("...ir,...ro->...io", pairs["a"].astype(jnp.float32), pairs["b"].astype(jnp.float32)) * config.lora.scale
+            return {**base, "kernel": (base["kernel"].astype(jnp.float32) + delta).astype(base["kernel"].dtype)}, {}
+        merged, left = dict(base), {}
+        for name, item in pairs.items():
+            if isinstance(item, dict) and name in base:
+                merged[name], rest = fold(base[name], item)
+                if rest:
+                    left[name] = rest
+            else:
+                left[name] = item
+        return merged, left
+
+    return fold(params, lora)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- cache
+
+
+def _write(slots: Array, new: Array, start: Int[Array, "*b"] | int) -> Array:
+    """`slots` [B M ...] with `new` [B S ...] written from `start`, in the slots' dtype. One start for all rows is one in-place update."""
+    new = new.astype(slots.dtype)
+    if jnp.ndim(start) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=1)
+    columns = start[:, None] + jnp.arange(new.shape[1])
+    return slots.at[jnp.arange(slots.shape[0])[:, None], columns].set(new, mode="drop")
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int, dtype: jnp.dtype | str | None = None) -> dict:
+    """An empty cache of `length` slots: {"layers": [{"k", "v": [B M G d]}, ...], "valid": Bool[B M], "signal": [B M C] | None}.
+
+    dtype of keys and values: that of the activations if not given. Donate it to the jitted step that returns its successor.
+    """
+    shape = (batch, length, config.kv_heads, config.head_dim)
+    layers = [{name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers)]
+    return {"layers": layers, "valid": jnp.zeros((batch, length), bool), "signal": None}
+
+
+def broadcast_cache(cache: dict, batch: int) -> dict:
+    """A cache of one row, such as a film's shared prefix, as `batch` equal rows. Raises ValueError if it has more rows than one."""
+    if cache["valid"].shape[0] != 1:
+        raise ValueError(f"decoder: only a cache of one row can be broadcast, this has {cache['valid'].shape[0]}")
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), cache)
+
+
+def stack_caches(caches: list[dict]) -> dict:
+    """Caches of the same length and kind, their rows one after another. All or none must hold a signal."""
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows, axis=0), *caches)
+
+
+def take_rows(cache: dict, rows: Int[Array, "B"]) -> dict:
+    """The cache with its rows picked, repeated or reordered, as beam search needs it."""
+    return jax.tree.map(lambda x: x[rows], cache)

@@ -1,0 +1,248 @@
+"""The whole model: frames -> features -> visual tokens of a level -> logits of the answer. Pure functions of (config, state, arrays).
+
+State is a plain dict: `params` (vision, text, similarity, decoder), `adapter/<level>` and `lora/<level>`; the LoRA collection of a level also
+holds its search-signal parameters. A call of the decoder sees
+
+    [ before-text | visual tokens | after-text (the question) | answer ]
+
+and everything left of the question is the same for every question of one film (dense and patch levels).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from revision_jax.config import ExperimentConfig, LevelConfig
+from revision_jax.models import signal as search_signal
+from revision_jax.models.adapter import make_adapter
+from revision_jax.models.decoder import Decoder, init_decoder, init_lora
+from revision_jax.models.pruner import compact
+from revision_jax.models.text import TextTower
+from revision_jax.models.vision import VisionTransformer, merge_tokens
+
+
+class Visual(NamedTuple):
+    """What a level shows the decoder."""
+
+    tokens: Float[Array, "B N H"]
+    valid: Bool[Array, "B N"]
+    signal: Float[Array, "B N C"] | None  # bias channels, query-dependent; the tokens of dense and patch levels are not
+    summary: Float[Array, "B R"] | None
+
+
+# --------------------------------------------------------------------------------------------------------------------------- state
+
+
+def init_state(config: ExperimentConfig, key: Array) -> dict:
+    """A freshly initialised state, float32. Levels of one kind start from different keys."""
+    keys = iter(jax.random.split(key, 8 + 2 * len(config.grounding.levels)))
+    vision, text = config.vision, config.text
+    rows, columns = vision.grids[0]
+    patches = jnp.zeros((1, rows * columns, 3 * vision.patch**2))
+    index = jnp.zeros((1, rows * columns), jnp.int32)
+    params = {
+        "vision": VisionTransformer(vision).init(next(keys), patches, index, index, jnp.ones_like(index, bool))["params"],
+        "text": TextTower(text).init(next(keys), jnp.zeros((1, text.max_len), jnp.int32), jnp.ones((1, text.max_len), bool))["params"],
+        "similarity": {"scale": jnp.log(12.0), "bias": jnp.asarray(-7.0)},
+        "decoder": init_decoder(config.decoder, next(keys))["params"],
+    }
+    if vision.projection:
+        params["projection"] = {"kernel": jax.random.normal(next(keys), (vision.width, vision.projection)) * vision.width**-0.5}
+    state = {"params": params}
+    for level in config.grounding.levels:
+        state[f"adapter/{level.name}"] = _init_adapter(level, config, next(keys))
+        state[f"lora/{level.name}"] = init_lora(config.decoder, next(keys))
+    return state
+
+
+def _init_adapter(level: LevelConfig, config: ExperimentConfig, key: Array) -> dict:
+    module = make_adapter(level.adapter, config.decoder.width)
+    frames = jnp.zeros((1, 2, level.adapter.width))
+    if level.adapter.kind == "sparse":
+        return module.init(key, frames, jnp.ones((1, 2), bool), jnp.zeros((1, 2, level.adapter.width)), jnp.ones((1, 2), bool))["params"]
+    return module.init(key, frames)["params"]
+
+
+def abstract_state(config: ExperimentConfig) -> dict:
+    """Shapes and dtypes of `init_state` without allocating anything."""
+    return jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ encoders
+
+
+def encode_frames(
+    config: ExperimentConfig, params: dict, patches: Float[Array, "B P F"], rows: Int[Array, "B P"], columns: Int[Array, "B P"], valid: Bool[Array, "B P"], grid: tuple[int, int]
+) -> dict[str, Array]:
+    """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}, float32. B is frames: they never see each other."""
+    out = VisionTransformer(config.vision).apply({"params": params["vision"]}, patches, rows, columns, valid)
+    frame = out["frame"]
+    tokens = merge_tokens(out["tokens"], grid, config.vision.merge)
+    if config.vision.projection:
+        frame, tokens = frame @ params["projection"]["kernel"], tokens @ params["projection"]["kernel"]
+    return {"frame": frame, "tokens": tokens}
+
+
+def patchify(config: ExperimentConfig, images: Array) -> tuple[Array, Array, Array, Array]:
+    """uint8 frames (B, h, w, 3) to (patches, rows, columns, valid) on the device, in VideoLLaMA3's block-major order.
+
+    Equal to `data.frames.patchify`; here for inputs that are cheaper to move as bytes.
+    """
+    vision, m, p = config.vision, config.vision.merge, config.vision.patch
+    pixels = (images.astype(jnp.float32) / 255.0 - jnp.asarray(vision.mean)) / jnp.asarray(vision.std)
+    patches = rearrange(pixels, "b (hb mh p) (wb mw q) c -> b (hb wb mh mw) (c p q)", mh=m, mw=m, p=p, q=p)
+    height, width = images.shape[1] // p, images.shape[2] // p
+    block = lambda grid: rearrange(grid, "(hb mh) (wb mw) -> (hb wb mh mw)", mh=m, mw=m)  # noqa: E731
+    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    shape = (images.shape[0], height * width)
+    return patches, jnp.broadcast_to(block(rows), shape), jnp.broadcast_to(block(columns), shape), jnp.ones(shape, bool)
+
+
+def encode_images(config: ExperimentConfig, params: dict, images: Array) -> dict[str, Array]:
+    """`encode_frames` of uint8 frames (B, h, w, 3) that already have the size of a grid bucket."""
+    grid = (images.shape[1] // config.vision.patch, images.shape[2] // config.vision.patch)
+    return encode_frames(config, params, *patchify(config, images), grid)
+
+
+def encode_text(config: ExperimentConfig, params: dict, ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> dict[str, Array]:
+    """Queries to {"tokens": (B, S, D) after the final norm, unprojected; "vector": (B, E)}."""
+    return TextTower(config.text).apply({"params": params["text"]}, ids, mask)
+
+
+def merged_grid(config: ExperimentConfig, tokens: int) -> tuple[int, int]:
+    """(rows, columns) of a frame's merged tokens: the bucket whose size it is."""
+    for rows, columns in config.vision.grids:
+        if (rows // config.vision.merge) * (columns // config.vision.merge) == tokens:
+            return rows // config.vision.merge, columns // config.vision.merge
+    return 1, tokens
+
+
+def similarity(config: ExperimentConfig, params: dict, frame: Array, tokens: Array | None, vector: Array) -> tuple[Array, Array]:
+    """(level in [0, 1], place) of frames against query vectors; leading axes broadcast. See models/signal.py."""
+    grid = merged_grid(config, tokens.shape[-2]) if tokens is not None else (1, 1)
+    return search_signal.similarity(params["similarity"], config.decoder.signal, frame, tokens, vector, grid)
+
+
+# --------------------------------------------------------------------------------------------------------------------- visual tokens
+
+
+def _numbered(config: ExperimentConfig, params: dict, tokens: Array, numbers: Array, number_ids: Int[Array, "M"]) -> Array:
+    """Adds each visual token's absolute time, its number in the answer, as `decoder.time` asks.
+
+    `token` adds the embedding of the number's own text token: a text timestamp that costs no position.
+    """
+    if config.decoder.time == "token":
+        return tokens + params["decoder"]["embed"]["embedding"][number_ids[numbers]]
+    if config.decoder.time == "sinusoidal":
+        half = config.decoder.width // 2
+        angle = numbers[..., None] / 10000.0 ** (jnp.arange(half) / half)
+        return tokens + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+    return tokens
+
+
+def _signals(config: ExperimentConfig, level: Array | None, where: Array | None, valid: Array) -> tuple[Array | None, Array | None]:
+    signal = config.decoder.signal
+    if not signal.enabled or level is None:
+        return None, None
+    return search_signal.channels(signal, level, valid), search_signal.summary(signal, level, where, valid)
+
+
+def dense_visual(
+    config: ExperimentConfig, state: dict, name: str, frames: Float[Array, "B T E"], valid: Bool[Array, "B T"], number_ids: Int[Array, "M"],
+    level: Float[Array, "B T"] | None = None, where: Float[Array, "B T 2"] | None = None,
+) -> Visual:
+    """One token a frame. `level`, `where`: the frames' similarity to the query, or None to leave the search signal off."""
+    adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
+    frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
+    tokens = adapter.apply({"params": state[f"adapter/{name}"]}, frames)
+    tokens = _numbered(config, state["params"], tokens, jnp.arange(frames.shape[1]), number_ids)
+    return Visual(tokens, valid, *_signals(config, level, where, valid))
+
+
+def sparse_tokens(
+    config: ExperimentConfig, state: dict, name: str, frames: Float[Array, "W T E"], valid: Bool[Array, "W T"], query: Float[Array, "W S D"], query_mask: Bool[Array, "W S"],
+    *, key: Array | None = None,
+) -> tuple[Float[Array, "W H"], Float[Array, "W D"]]:
+    """Each window as one token, in the light of the query: (token, summary before the last linear, which a nested level reads)."""
+    adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
+    frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
+    rngs = None if key is None else {"dropout": key}
+    return adapter.apply({"params": state[f"adapter/{name}"]}, frames, valid, query, query_mask, deterministic=key is None, rngs=rngs)
+
+
+def window_visual(
+    config: ExperimentConfig, state: dict, tokens: Float[Array, "B W H"], valid: Bool[Array, "B W"], number_ids: Int[Array, "M"], level: Float[Array, "B W"] | None = None
+) -> Visual:
+    """A group of sparse (or nested) tokens as the decoder sees it; `level`: each window's similarity (`signal.top_mean` of its frames')."""
+    tokens = _numbered(config, state["params"], jnp.where(valid[..., None], tokens, 0.0), jnp.arange(tokens.shape[1]), number_ids)
+    return Visual(tokens, valid, *_signals(config, level, None, valid))
+
+
+def patch_visual(
+    config: ExperimentConfig, state: dict, name: str, tokens: Float[Array, "B T N E"], change: Float[Array, "B T N"], valid: Bool[Array, "B T"], number_ids: Int[Array, "M"],
+    vector: Float[Array, "B E"] | None = None,
+) -> tuple[Visual, Int[Array, "B"]]:
+    """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
+    level_config, params = config.grounding.level(name), state["params"]
+    tokens = jnp.where(valid[..., None, None], tokens.astype(jnp.float32), 0.0)
+    first = jnp.arange(change.shape[1]) == 0
+    change = jnp.where(first[:, None], jnp.inf, change.astype(jnp.float32))
+    keep = valid[..., None] & (change > config.pruner.threshold)
+    # A frame where nothing changed still keeps its first token(s), so that its time is seen.
+    least = (jnp.arange(change.shape[-1]) < config.pruner.min_tokens) & ~jnp.any(keep, -1, keepdims=True)
+    keep = keep | (least & valid[..., None])
+    kept = jax.vmap(lambda t, k, c: compact(t, k, c, level_config.budget))(tokens, keep, change)
+    packed, frame_index, cell_index, kept_valid, dropped = kept
+    adapter = make_adapter(level_config.adapter, config.decoder.width)
+    visual = adapter.apply({"params": state[f"adapter/{name}"]}, packed)
+    visual = _numbered(config, params, visual, frame_index, number_ids)
+    signal_config = config.decoder.signal
+    if not signal_config.enabled or vector is None:
+        return Visual(visual, kept_valid, None, None), dropped
+    # A token carries its frame's channels (so that the frame where the match begins stands out), scaled by how well it matches beside
+    # the frame's best token (so that among a frame's patches the subject's stand out).
+    logits = search_signal.token_logits(params["similarity"], tokens, vector[:, None])
+    level = jax.nn.sigmoid(search_signal.frame_logits(logits))
+    where = search_signal.place(logits, merged_grid(config, tokens.shape[2]))
+    beside_best = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
+    own = jax.vmap(lambda x, t, n: x[t, n])(beside_best, frame_index, cell_index)
+    bias = jnp.take_along_axis(search_signal.channels(signal_config, level, valid), frame_index[..., None], 1) * own[..., None]
+    bias = jnp.where(kept_valid[..., None], bias, 0.0)
+    return Visual(visual, kept_valid, bias, search_signal.summary(signal_config, level, where, valid)), dropped
+
+
+# --------------------------------------------------------------------------------------------------------------------------- answer
+
+
+def answer_logits(
+    config: ExperimentConfig, state: dict, name: str, visual: Visual, before_ids: Int[Array, "A"], after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"],
+    answer_ids: Int[Array, "B L"], *, key: Array | None = None,
+) -> Float[Array, "B L V"]:
+    """Teacher-forced logits for each answer token, float32: row i predicts answer_ids[:, i]. Only these rows meet the vocabulary.
+
+    `after` is padded on the right, so the answer's first token is predicted from the last valid row before it. `key` turns dropout on.
+    """
+    decoder = Decoder(config.decoder)
+    variables = {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
+    embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)  # noqa: E731
+    batch, n = visual.valid.shape
+    a, s, answer = before_ids.shape[0], after_ids.shape[1], answer_ids.shape[1]
+    before = jnp.broadcast_to(embed(before_ids[None]), (batch, a, config.decoder.width)) if a else jnp.zeros((batch, 0, config.decoder.width))
+    embeds = jnp.concatenate([before, visual.tokens, embed(after_ids), embed(answer_ids)], 1)
+    valid = jnp.concatenate([jnp.ones((batch, a), bool), visual.valid, after_mask, jnp.ones((batch, answer), bool)], 1)
+    positions = jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+    text = a + n
+    reads = jnp.broadcast_to(jnp.arange(embeds.shape[1]) >= text, valid.shape)
+    bias = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (a, s + answer), (0, 0)))
+    rngs = None if key is None else {"dropout": key}
+    hidden, _ = decoder.apply(
+        variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, deterministic=key is None, rngs=rngs
+    )
+    last = text + jnp.sum(after_mask, 1) - 1
+    rows = jnp.concatenate([last[:, None], jnp.broadcast_to(text + s + jnp.arange(answer - 1), (batch, answer - 1))], 1)
+    return decoder.apply(variables, jnp.take_along_axis(hidden, rows[..., None], 1), method=Decoder.logits)

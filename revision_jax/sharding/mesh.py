@@ -1,0 +1,54 @@
+"""The device mesh: axes ("data", "fsdp", "context", "tensor"), Auto axis types, sizes from MeshConfig.
+
+    data, fsdp  the batch is split over both; weights are split over fsdp and whole on every data replica
+    context     positions of a long sequence, frames of a video
+    tensor      heads, MLP width and vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from revision_jax.config import ConfigError, MeshConfig
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, int, int, int]:
+    """Sizes of the mesh axes for `count` devices; the axis that is -1 takes what is left. Raises ConfigError if they do not multiply to it."""
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    told = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if -1 in sizes:
+        if count % known:
+            raise ConfigError(f"mesh: {told} does not divide {count} devices; the fixed sizes must multiply to a divisor of {count}, not to {known}")
+        sizes[sizes.index(-1)] = count // known
+    elif known != count:
+        raise ConfigError(f"mesh: {told} needs {known} devices, there are {count}; set one axis to -1 to take what is left")
+    return tuple(sizes)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of them), laid out along the hardware's links. Raises ConfigError."""
+    devices = jax.devices() if devices is None else list(devices)
+    shape = mesh_shape(config, len(devices))
+    if len(devices) == 1:
+        grid = np.asarray(devices).reshape(shape)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def local_rows(sharding: jax.sharding.Sharding, batch: int) -> tuple[int, int]:
+    """The rows [first, end) of a batch of `batch` that this process' devices hold. Raises ConfigError if they are not one run."""
+    index = {slices[0].indices(batch)[:2] for slices in sharding.addressable_devices_indices_map((batch,)).values()}
+    first, end = min(start for start, _ in index), max(stop for _, stop in index)
+    if sum(stop - start for start, stop in index) != end - first:
+        raise ConfigError(f"mesh: this process holds batch rows {sorted(index)}, which are not one run; give data and fsdp sizes that keep a process' devices together")
+    return first, end

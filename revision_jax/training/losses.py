@@ -1,0 +1,161 @@
+"""What each kind of stage minimises: pure functions (config, state, batch, key) -> (loss, metrics), float32 scalars.
+
+Batches are the arrays of `data/curriculum.py`. Encoders are frozen wherever their features are read from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from revision_jax.config import ExperimentConfig, StageConfig
+from revision_jax.models import revision
+from revision_jax.models import signal as search_signal
+
+Metrics = dict[str, Array]
+
+
+def stage_loss(config: ExperimentConfig, stage: StageConfig, constants: dict) -> Callable[[dict, dict, Array], tuple[Array, Metrics]]:
+    """The stage's `loss(state, batch, key)`. constants: {"number_ids": Int[M], "before_ids": Int[A]} from the tokenizer and the level's prompt."""
+    if stage.task == "pretrain":
+        return lambda state, batch, key: contrastive_loss(config, state, batch)
+    if stage.task == "language":
+        return lambda state, batch, key: language_loss(config, state, batch, constants, key)
+    return lambda state, batch, key: grounding_loss(config, stage, state, batch, constants, key)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- pre-training
+
+
+def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict) -> tuple[Array, Metrics]:
+    """Sigmoid loss over all (image, caption) pairs, as SigLIP's, with exact labels.
+
+    batch: images uint8 (B, h, w, 3), caption_ids / caption_mask (B C, S), labels (B, B C): does image b show what caption j says? Caption j belongs
+    to image j // C; the pairs of an image with its own captions hold the hard negatives and weigh as much as all others together.
+    """
+    params = state["params"]
+    features = revision.encode_images(config, params, batch["images"])
+    vector = revision.encode_text(config, params, batch["caption_ids"], batch["caption_mask"])["vector"]
+    logits = pair_logits(config, params, features, vector)
+    labels = batch["labels"]
+    images, captions = labels.shape
+    own = (jnp.arange(captions) // (captions // images))[None] == jnp.arange(images)[:, None]
+    losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
+    own_loss = jnp.sum(losses * own) / jnp.sum(own)
+    other_loss = jnp.sum(losses * ~own) / images / 4.0
+    hit = (logits > 0) == labels
+    metrics = {
+        "own_accuracy": jnp.sum(hit * own) / jnp.sum(own),
+        "hard_negative_accuracy": jnp.sum(hit * own * ~labels) / jnp.maximum(jnp.sum(own * ~labels), 1),
+        "own_recall": jnp.sum(hit * own * labels) / jnp.maximum(jnp.sum(own * labels), 1),
+        "other_loss": other_loss,
+        "own_loss": own_loss,
+        "scale": jnp.exp(params["similarity"]["scale"]),
+    }
+    return own_loss + other_loss, metrics
+
+
+def pair_logits(config: ExperimentConfig, params: dict, features: dict, vector: Float[Array, "C E"]) -> Float[Array, "B C"]:
+    """Log-odds that image b shows caption c, for every pair, by the configured similarity."""
+    if config.decoder.signal.similarity == "pooled":
+        return search_signal.token_logits(params["similarity"], features["frame"][:, None, None], vector[None])[..., 0]
+    unit = search_signal.unit
+    cosine = jnp.einsum("bne,ce->bcn", unit(features["tokens"]), unit(vector))
+    logits = jnp.exp(params["similarity"]["scale"]) * cosine + params["similarity"]["bias"]
+    return search_signal.frame_logits(logits)
+
+
+def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants: dict, key: Array) -> tuple[Array, Metrics]:
+    """Captioning of images, and pointing at spans in sequences of sentences: what a released language model brings along.
+
+    The towers are frozen. Captioning reads the merged patch tokens through the patch level's projector; pointing reads the text vectors of
+    captions (close to the image tokens that show them, after contrastive training) as if they were frames, with noise.
+    batch: images, caption_ids/mask (B C, S), full_ids/mask (B, L) answers, point_slots (R, T) caption index or -1, point_query (R,), point_after_ids/mask,
+    point_answer_ids/mask.
+    """
+    params = jax.lax.stop_gradient({name: state["params"][name] for name in ("vision", "text", "similarity", "projection") if name in state["params"]})
+    frozen = {"params": {**params, "decoder": state["params"]["decoder"]}}
+    features = revision.encode_images(config, frozen["params"], batch["images"])
+    vector = revision.encode_text(config, frozen["params"], batch["caption_ids"], batch["caption_mask"])["vector"]
+    state = {**state, **frozen}
+
+    levels = {level.kind: level for level in config.grounding.levels}
+    tokens = jnp.asarray(features["tokens"])[:, None]
+    valid = jnp.ones(tokens.shape[:2], bool)
+    change = jnp.full(tokens.shape[:3], jnp.inf)
+    visual, _ = revision.patch_visual(_with_budget(config, levels["patch"].name, tokens.shape[2]), state, levels["patch"].name, tokens, change, valid, constants["number_ids"])
+    after = jnp.zeros((tokens.shape[0], 1), jnp.int32) + constants["caption_id"]
+    caption_logits = revision.answer_logits(config, state, levels["patch"].name, visual, constants["before_ids"], after, jnp.ones_like(after, bool), batch["full_ids"])
+    caption_loss, caption_accuracy = answer_loss(caption_logits, batch["full_ids"], batch["full_mask"], jnp.ones(tokens.shape[0]))
+
+    unit = search_signal.unit(vector)
+    slots, query = batch["point_slots"], unit[batch["point_query"]]
+    noise, blank = jax.random.split(key)
+    shown = jnp.where(slots[..., None] >= 0, unit[slots], 0.0) + 0.05 * jax.random.normal(noise, (*slots.shape, unit.shape[-1]))
+    level = jax.nn.sigmoid(12.0 * jnp.einsum("rte,re->rt", shown, query) - 9.0)
+    level = jnp.clip(level + 0.05 * jax.random.normal(blank, level.shape), 0.0, 1.0)
+    visual = revision.dense_visual(config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"], level, jnp.full((*slots.shape, 2), 0.5))
+    point_logits = revision.answer_logits(
+        config, state, levels["dense"].name, visual, constants["before_ids"], batch["point_after_ids"], batch["point_after_mask"], batch["point_answer_ids"]
+    )
+    point_loss, point_accuracy = answer_loss(point_logits, batch["point_answer_ids"], batch["point_answer_mask"], jnp.ones(slots.shape[0]))
+    metrics = {"caption_loss": caption_loss, "caption_accuracy": caption_accuracy, "point_loss": point_loss, "point_accuracy": point_accuracy}
+    return caption_loss + point_loss, metrics
+
+
+def _with_budget(config: ExperimentConfig, name: str, budget: int) -> ExperimentConfig:
+    import dataclasses
+
+    levels = tuple(dataclasses.replace(level, budget=budget) if level.name == name else level for level in config.grounding.levels)
+    return dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
+
+
+# ------------------------------------------------------------------------------------------------------------------------- grounding
+
+
+def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, batch: dict, constants: dict, key: Array) -> tuple[Array, Metrics]:
+    """Next-token cross-entropy on the answer alone, for one level's batch."""
+    level = config.grounding.level(stage.level)
+    params = jax.lax.stop_gradient(state["params"])
+    text = revision.encode_text(config, params, batch["query_ids"], batch["query_mask"])
+    text = jax.lax.stop_gradient(text)
+    visual = level_visual(config, state, level.name, batch, text, batch["query_mask"], constants["number_ids"])
+    logits = revision.answer_logits(
+        config, state, level.name, visual, constants["before_ids"], batch["after_ids"], batch["after_mask"], batch["answer_ids"], key=key
+    )
+    loss, accuracy = answer_loss(logits, batch["answer_ids"], batch["answer_mask"], batch["weight"])
+    # The first token decides between a span and "not present": told apart because it is learnt last.
+    first = jnp.argmax(logits[:, 0], -1) == batch["answer_ids"][:, 0]
+    return loss, {"accuracy": accuracy, "decision": jnp.mean(first.astype(jnp.float32))}
+
+
+def level_visual(config: ExperimentConfig, state: dict, name: str, batch: dict, text: dict, query_mask: Bool[Array, "B S"], number_ids: Int[Array, "M"]) -> revision.Visual:
+    """The visual tokens of a batch, by the level's kind."""
+    level, params = config.grounding.level(name), state["params"]
+    if level.kind == "patch":
+        return revision.patch_visual(config, state, name, batch["tokens"], batch["change"], batch["frame_mask"], number_ids, text["vector"])[0]
+    if level.kind == "dense":
+        vector = text["vector"][:, None]
+        seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
+        return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, seen, where)
+    examples, windows, frames = batch["frame_mask"].shape
+    vector = text["vector"][:, None, None]
+    seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
+    flat = lambda x: x.reshape(examples * windows, *x.shape[2:])  # noqa: E731
+    spread = lambda x: jnp.repeat(x, windows, 0)  # noqa: E731
+    tokens, _ = revision.sparse_tokens(config, state, name, flat(batch["frames"]), flat(batch["frame_mask"]), spread(text["tokens"]), spread(query_mask))
+    window_level = search_signal.top_mean(seen, batch["frame_mask"], config.decoder.signal.top)
+    return revision.window_visual(config, state, tokens.reshape(examples, windows, -1), batch["window_mask"], number_ids, window_level)
+
+
+def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Array, Array]:
+    """(weighted mean of each answer's mean token cross-entropy, token accuracy)."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
+    weights = mask * weight[:, None]
+    loss = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1e-6)
+    accuracy = jnp.sum((jnp.argmax(logits, -1) == ids) * mask) / jnp.maximum(jnp.sum(mask), 1)
+    return loss, accuracy

@@ -1,0 +1,1 @@
+"""What a person looks at: the timeline picture and the search page."""

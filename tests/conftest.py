@@ -1,0 +1,9 @@
+"""Every test runs on the CPU, with jaxtyping's shapes checked at run time. Set before anything imports jax."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("revision_jax", "typeguard.typechecked")

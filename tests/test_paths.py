@@ -1,0 +1,25 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from revision_jax.paths import flatten, heads, under, unflatten
+
+keys = st.text(alphabet="abcdefgh_0", min_size=1, max_size=5)
+trees = st.dictionaries(keys, st.recursive(st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3), max_leaves=6), min_size=1, max_size=3)
+
+
+@given(params=trees, low=trees)
+def test_unflatten_undoes_flatten(params, low):
+    state = {"params": params, "lora/dense": low, "adapter/dense": low}
+    assert unflatten(flatten(state)) == state
+
+
+def test_names_and_order():
+    state = {"params": {"b": 2, "a": {"x": 1}}, "lora/dense": {"q": {"a": np.zeros(2)}}, "empty": {}}
+    assert list(flatten(state)) == ["lora/dense/q/a", "params/a/x", "params/b"]
+    assert heads(flatten(state)) == ["lora/dense", "params/a", "params/b"]
+
+
+def test_under_compares_whole_keys():
+    assert under("lora/dense/q/a", "lora/dense") and under("lora/dense", "lora/dense") and under("lora/dense/q", "lora")
+    assert not under("lora/dense2/q", "lora/dense") and not under("lora", "lora/dense")
