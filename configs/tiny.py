@@ -19,6 +19,8 @@ from revision_jax.config import (
 
 WIDTH = 96  # E: the aligned image-text space, and what every adapter reads
 VOCAB = 512
+ENCODERS = ("params/vision", "params/text", "params/similarity", "params/projection")
+SIGNAL = ("lora/dense/layers/signal_scale", "lora/dense/summary_projection")
 
 
 def get_config() -> ExperimentConfig:
@@ -27,7 +29,7 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="tiny",
         vision=VisionConfig(width=128, layers=4, heads=4, mlp=512, patch=16, grids=((10, 10),), merge=2, pool="mean", projection=WIDTH),
-        text=TextConfig(vocab=VOCAB, width=WIDTH, layers=3, heads=4, mlp=384, max_len=32, projection=WIDTH, causal=True, pool="eos", activation="gelu_tanh"),
+        text=TextConfig(vocab=VOCAB, width=WIDTH, layers=2, heads=4, mlp=384, max_len=32, projection=WIDTH, causal=True, pool="eos", activation="gelu_tanh"),
         pruner=PrunerConfig(threshold=2.0, where="before_encoder", budgets=(64, 128, 256, 512)),
         decoder=DecoderConfig(
             vocab=VOCAB, width=128, layers=3, heads=4, kv_heads=2, head_dim=32, mlp=384, norm_eps=1e-6, rope_theta=10000.0, qkv_bias=True, tie_embeddings=True,
@@ -47,7 +49,9 @@ def get_config() -> ExperimentConfig:
         data=DataConfig(),
         train=TrainConfig(
             stages=(
-                StageConfig(name="pretrain", task="pretrain", train=("params",), steps=6000, batch=32, learning_rate=1e-3, weight_decay=0.01),
+                StageConfig(name="pretrain", task="pretrain", train=ENCODERS, steps=5000, batch=32, learning_rate=4e-3, weight_decay=0.01, optimizer="muon", keep=0.48),
+                StageConfig(name="language", task="language", train=("params/decoder", "adapter/dense", "adapter/patch", *SIGNAL), steps=1200, batch=16,
+                            learning_rate=3e-3, weight_decay=0.01, optimizer="muon"),
                 StageConfig(name="1a", level="dense", train=("lora/dense", "adapter/dense"), steps=1500, batch=32, learning_rate=2e-3),
                 StageConfig(name="1b", task="presence", level="sparse", train=("adapter/sparse",), copies=(("lora/dense", "lora/sparse"),), steps=500, batch=32, learning_rate=1e-3),
                 StageConfig(name="2", level="sparse", train=("lora/sparse",), steps=600, batch=8, learning_rate=1e-3, absent=0.3),

@@ -332,6 +332,8 @@ class StageConfig:
     negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of: random, hard, cross_video, swap; with weights
     absent_weight: float = 1.0  # weight of absent examples in the loss
     windows: int = 0  # sparse: windows of one example (0 = the level's tokens)
+    caption_len: int = 24  # pretrain, language: S, text-tower positions of a caption
+    keep: float = 1.0  # pretrain: share of an image's blocks of patches that are encoded, those with the most contrast
     cut: float = 0.0  # dense: share of positive windows whose border may cut the event, as the windows of a search do
     crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
 
@@ -359,11 +361,12 @@ class DataConfig:
     test_videos: int = 20
     duration_s: float = 3600.0
     patch_videos: int = 4  # training videos that are also stored at the patch level's rate
+    fps: int = 5  # of the rendered videos
     workers: int = 0  # Grain worker processes; 0 = threads
     prefetch: int = 4  # batches ahead of the training thread
 
     def __post_init__(self):
-        _positive("data", train_videos=self.train_videos, validation_videos=self.validation_videos, test_videos=self.test_videos, duration_s=self.duration_s)
+        _positive("data", train_videos=self.train_videos, validation_videos=self.validation_videos, test_videos=self.test_videos, duration_s=self.duration_s, fps=self.fps)
 
 
 @dataclass(frozen=True)

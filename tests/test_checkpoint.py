@@ -94,10 +94,10 @@ def test_unreadable_files_are_named(tmp_path, state, tokenizer):
         load(tmp_path / "nowhere")
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="model.safetensors: not readable"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not readable"):
         load(out)
     (out / "config.json").write_text("{")
-    with pytest.raises(UserError, match="config.json: not readable as JSON"):
+    with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):
         load(out)
     values = get_config().to_dict() | {"colour": 1}
     (out / "config.json").write_text(json.dumps(values))

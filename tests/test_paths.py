@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from revision_jax.paths import flatten, heads, under, unflatten
 
 keys = st.text(alphabet="abcdefgh_0", min_size=1, max_size=5)
-trees = st.dictionaries(keys, st.recursive(st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3), max_leaves=6), min_size=1, max_size=3)
+nested = st.recursive(st.integers(), lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3), max_leaves=6)
+trees = st.dictionaries(keys, nested, min_size=1, max_size=3)
 
 
 @given(params=trees, low=trees)

@@ -7,6 +7,7 @@ whole: a caption is judged against every picture of the batch, so `example(step)
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -18,18 +19,21 @@ from revision_jax.data.synthetic.stills import still_batch
 from revision_jax.data.tokenizer import Tokenizer
 
 CAPTIONS = 4  # of each picture: half of them hold
-ROWS = 16  # pointing sequences of a batch
+REMEMBERED = 6  # batches whose rows may still be asked for: Grain's threads read ahead
 RUNS = (1, 6)  # stretches of a pointing sequence that show something
 RUN_SLOTS = (2, 90)
 ABSENT = 0.4  # share of pointing sequences that do not hold what is asked
 
 
 class PretrainSource:
-    """Batches of a `pretrain` or `language` stage, B = stage.batch pictures, C captions of each, caption j of picture j // C:
+    """Examples of a `pretrain` or `language` stage: row r of batch s is example s * stage.batch + r. B pictures a batch, C captions of each:
 
-    images uint8 [B h w 3]; caption_ids, caption_mask [B*C S]; labels bool [B B*C]. For `language` also: full_ids, full_mask [B S] (all that a picture
-    shows, end token included), point_slots int32 [R T] (number of the caption that slot t shows, -1 = nothing), point_query int32 [R] (the caption asked
-    for), point_after_ids/mask, point_answer_ids/mask: the dense level's question and answer.
+    images uint8 [h w 3]; caption_ids, caption_mask [C S]; labels bool [B C] (which of the batch's captions hold for this picture; caption j belongs to
+    picture j // C); tag_ids, tag_mask [A S] and tag_labels [A], captions of one attribute. For `language` also: full_ids, full_mask [S] (all that the
+    picture shows, end token included), point_slots int32 [T] (number of the batch's caption that slot t shows, -1 = nothing), point_query int32 [] (the
+    caption asked for), point_after_ids/mask, point_answer_ids/mask: the dense level's question and answer.
+
+    A caption is judged against every picture of its batch, so a batch is made whole and its rows handed out.
     """
 
     def __init__(self, config: ExperimentConfig, stage: StageConfig, tokenizer: Tokenizer, seed: int):
@@ -38,46 +42,75 @@ class PretrainSource:
         self._dense: LevelConfig | None = next((level for level in config.grounding.levels if level.kind == "dense"), None)
         if stage.task == "language" and self._dense is None:
             raise ConfigError(f"stages.{stage.name}: a language stage needs a dense level in grounding.levels")
+        self._forget()
+
+    def example(self, index: int) -> Batch:
+        """One row of its batch."""
+        step, row = divmod(int(index), self.stage.batch)
+        with self._lock:
+            making = self._making.setdefault(step, threading.Lock())
+        with making:  # the threads that ask for other rows of this batch wait for it instead of making it again
+            batch = self._made.get(step)
+            if batch is None:
+                batch = self._made[step] = self.batch(step)
+                with self._lock:
+                    for old in sorted(self._made)[:-REMEMBERED]:
+                        del self._made[old]
+                        self._making.pop(old, None)
+        return {name: value[row] for name, value in batch.items()}
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step."""
+        """The whole batch of one step, a leading axis of B rows on every array."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed}/{self.stage.name}/{step}".encode(), digest_size=8).digest(), "little")
-        stills = still_batch(key, self.stage.batch, CAPTIONS)
-        length = self.config.grounding.query_len
-        encoded = [prompts.encode_query(self.tokenizer, caption, length) for caption in stills["captions"]]
+        rows = self.stage.batch
+        stills = still_batch(key, rows, CAPTIONS)
+        caption_ids, caption_mask = self._encode(stills["captions"])
+        tag_ids, tag_mask = self._encode(stills["tags"])
         batch = {
-            "images": stills["images"], "labels": stills["labels"],
-            "caption_ids": np.stack([ids for ids, _ in encoded]), "caption_mask": np.stack([mask for _, mask in encoded]),
-        }  # fmt: skip
+            "images": stills["images"],
+            "labels": stills["labels"],
+            "caption_ids": caption_ids.reshape(rows, CAPTIONS, -1),
+            "caption_mask": caption_mask.reshape(rows, CAPTIONS, -1),
+            "tag_ids": np.broadcast_to(tag_ids, (rows, *tag_ids.shape)),
+            "tag_mask": np.broadcast_to(tag_mask, (rows, *tag_mask.shape)),
+            "tag_labels": stills["tag_labels"],
+        }
         if self.stage.task == "language":
-            full = [_sentence(self.tokenizer, text, length) for text in stills["full_captions"]]
+            full = [_sentence(self.tokenizer, text, self.config.grounding.query_len) for text in stills["full_captions"]]
             batch["full_ids"], batch["full_mask"] = (np.stack(part) for part in zip(*full, strict=True))
             batch.update(self._pointing(np.random.default_rng(key), stills["captions"], stills["labels"]))
         return batch
 
-    def example(self, index: int) -> Batch:
-        """The whole batch of step `index`: to be read with one example a step, and `collate`d."""
-        return self.batch(index)
-
-    @staticmethod
-    def collate(examples: list[Batch]) -> Batch:
-        """One example is a batch already. Raises ValueError for several."""
-        if len(examples) != 1:
-            raise ValueError(f"a pre-training example is a whole batch: read 1 a step, not {len(examples)}")
-        return examples[0]
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        # One caption in ten thousand is longer than caption_len, and loses its end.
+        encoded = [prompts.encode_query(self.tokenizer, text, self.config.grounding.query_len) for text in texts]
+        return tuple(np.stack(part)[:, : self.stage.caption_len] for part in zip(*encoded, strict=True))
 
     def _pointing(self, rng: np.random.Generator, captions: list[str], labels: Bool[np.ndarray, "B Q"]) -> Batch:
-        slots = np.full((ROWS, self._dense.tokens), -1, np.int32)
-        asked = np.zeros(ROWS, np.int32)
+        rows = self.stage.batch
+        slots = np.full((rows, self._dense.tokens), -1, np.int32)
+        asked = np.zeros(rows, np.int32)
         texts: list[tuple] = []
         apart = apart_captions(labels)
         sizes, prompt = self.config.grounding, self._dense.prompt
-        for row in range(ROWS):
+        for row in range(rows):
             slots[row], asked[row], answer = point(rng, apart, self._dense.tokens)
             _, after_ids, after_mask = prompts.encode_prompt(self.tokenizer, prompt, captions[asked[row]], sizes.prompt_len)
             texts.append((after_ids, after_mask, *prompts.encode_answer(self.tokenizer, prompt, answer, sizes.answer_len)))
         names = ("point_after_ids", "point_after_mask", "point_answer_ids", "point_answer_mask")
         return {"point_slots": slots, "point_query": asked, **{name: np.stack(part) for name, part in zip(names, zip(*texts, strict=True), strict=True)}}
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[int, Batch] = {}
+        self._making: dict[int, threading.Lock] = {}
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_made", "_making")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
 
 def apart_captions(labels: Bool[np.ndarray, "B Q"]) -> Bool[np.ndarray, "Q Q"]:

@@ -256,8 +256,10 @@ class _Source:
                 position = time
                 yield time, frame
             if jumps:
-                key = self._key_before(wanted[0])
-                if self._keys[key] > position + self.tolerance_s:
+                target = self._key_before(wanted[0])
+                # Each keyframe once: where its data are missing, decoding goes on from an earlier one and must not jump back to it.
+                if target > key and self._keys[target] > position + self.tolerance_s:
+                    key = target
                     decoding = self._from(key, wanted[0])
 
     def _from(self, key: int, wanted_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -335,12 +337,15 @@ class _Source:
         stream = self.stream
         self._start_s = float((stream.start_time or 0) * self.time_base)
         self._fps = float(stream.average_rate or stream.guessed_rate or 25)
-        seconds, self._keys = _duration(self.container, stream, self._start_s), _index_keys(stream)
+        seconds, self._keys = _duration(self.container, stream), _index_keys(stream)
         known = seconds is not None
         if not known or not self._keys:
             # Neither is in the file's head (Matroska keeps its index at the end, a cut file has none): read all packets, decode none.
             last_s, self._keys = self._scan()
-            seconds = last_s if seconds is None else seconds
+            if seconds is None:
+                seconds = last_s
+            elif not stream.duration and last_s <= seconds - self._start_s + 0.5:
+                seconds -= self._start_s  # FFmpeg's Matroska counts its duration from zero, others from the first frame: the packets tell
         self._keys = self._keys or [0.0]
         head = next(self._decode(), None)
         if head is None:
@@ -384,13 +389,11 @@ class _Source:
         self.failures, self.decoded, self._clock_s = 0, 0, 0.0
 
 
-def _duration(container: av.container.InputContainer, stream: av.VideoStream, start_s: float) -> float | None:
+def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     """Seconds, as the file says; None if it does not."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    if container.duration:
-        return container.duration / 1e6 + (container.start_time or 0) / 1e6 - start_s
-    return None
+    return container.duration / 1e6 if container.duration else None
 
 
 def _index_keys(stream: av.VideoStream) -> list[float]:

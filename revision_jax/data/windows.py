@@ -34,7 +34,7 @@ def overlaps_any(moments: tuple[Moment, ...], start_s: float, end_s: float) -> b
 
 def shows(moment: Moment, start_s: float, end_s: float) -> bool:
     """Whether a window counts as showing a moment: it holds at least half of the event, or event in at least 40 % of the window."""
-    return overlap(moment, start_s, end_s) >= min(0.5 * (moment[1] - moment[0]), 0.4 * (end_s - start_s)) - EPS
+    return bool(overlap(moment, start_s, end_s) >= min(0.5 * (moment[1] - moment[0]), 0.4 * (end_s - start_s)) - EPS)
 
 
 def window_count(duration_s: float, span_s: float, stride_s: float) -> int:

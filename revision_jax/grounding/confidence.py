@@ -19,6 +19,7 @@ from revision_jax.errors import UserError
 FEATURES = (
     "present",  # log-odds of "from" against "not" at the answer's first token, of the window the span was found in
     "score",  # log-probability of the span among all spans
+    "behind",  # score less that of the window's best span, 0 for the best
     "entropy",  # mean, in nats
     "max_entropy",
     "coarse_present",  # the same log-odds at the window level above, 0 without one
@@ -78,18 +79,19 @@ def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator 
     """A candidate's confidence in [0, 1] by `GroundingConfig.confidence`.
 
     entropy: R / (1 + R); max_entropy: the same with the largest entropy; log_probability: the span's probability; presence: P(present);
-    calibrated: the calibrator's, and where a checkpoint has none, P(present) * R / (1 + R).
+    calibrated: the calibrator's, and where a checkpoint has none, P(present) * R / (1 + R). Hypotheses of one window share their presence and much of
+    their entropy, so all kinds but log_probability and a fitted calibrator weigh a lesser hypothesis by its probability relative to the window's best.
     """
+    if kind == "calibrated" and calibrator is not None:
+        return calibrator.apply(features)
+    if kind == "log_probability":
+        return math.exp(min(features["score"], 0.0))
+    relative = math.exp(min(features["behind"], 0.0))
     present = float(sigmoid(features["present"]))
-    if kind == "calibrated":
-        if calibrator is not None:
-            return calibrator.apply(features)
-        return present * squash(reliability(features["entropy"]))
-    if kind == "entropy":
-        return squash(reliability(features["entropy"]))
-    if kind == "max_entropy":
-        return squash(reliability(features["max_entropy"]))
-    return math.exp(min(features["score"], 0.0)) if kind == "log_probability" else present
+    if kind == "presence":
+        return relative * present
+    certainty = squash(reliability(features["max_entropy" if kind == "max_entropy" else "entropy"]))
+    return relative * certainty * (present if kind == "calibrated" else 1.0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Calibrator:
 
 
 def fit(
-    rows: Sequence[Mapping[str, float]], correct: Bool[np.ndarray, "n"], *, features: Sequence[str] = FEATURES, l2: float = 1.0, threshold: float = 0.5, steps: int = 50
+    rows: Sequence[Mapping[str, float]], correct: Bool[np.ndarray, "n"], *, features: Sequence[str] = FEATURES, l2: float = 1.0, threshold: float = 0.5,
+    steps: int = 50,
 ) -> Calibrator:
     """Logistic regression by Newton's method on standardised features, ridge `l2` on the weights (not on the bias); deterministic.
 

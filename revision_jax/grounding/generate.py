@@ -200,7 +200,8 @@ def beam(
 
 
 def free(
-    config: ExperimentConfig, state: dict, name: str, asked: Asked, steps: int, end: int, pad: int, *, key: Array | None = None, temperature: float = 0.0, top_p: float = 1.0
+    config: ExperimentConfig, state: dict, name: str, asked: Asked, steps: int, end: int, pad: int, *, key: Array | None = None, temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> Decoded:
     """Unconstrained decoding, one hypothesis: greedy at temperature 0, else sampled from the nucleus of mass `top_p`. For parity with released models.
 

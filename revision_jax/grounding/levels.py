@@ -9,7 +9,7 @@
     dense       one token a frame: slot k of `tokens` shows second start + k * span / tokens
     patch       the kept patches of a few seconds around a boundary
 
-Everything carries true seconds. Pure Python and NumPy.
+Everything carries true seconds. Pure Python.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import pairwise
 
 from revision_jax.config import ConfigError, LevelConfig
 from revision_jax.data.windows import span_seconds
@@ -61,9 +60,10 @@ def check_order(levels: Sequence[LevelConfig]) -> None:
     if not levels:
         raise ConfigError("grounding.levels: there are none; at least one level is needed to answer")
     rank = {"nested": 0, "sparse": 1, "dense": 2, "patch": 3}
-    for above, below in zip(levels, levels[1:], strict=False):
+    for above, below in pairwise(levels):
         if rank[above.kind] > rank[below.kind] or (above.kind == below.kind and above.kind in ("dense", "patch")):
-            raise ConfigError(f"grounding.levels: {below.name!r} ({below.kind}) cannot come after {above.name!r} ({above.kind}); the order is nested, sparse, dense, patch")
+            wrong = f"{below.name!r} ({below.kind}) cannot come after {above.name!r} ({above.kind})"
+            raise ConfigError(f"grounding.levels: {wrong}; the order is nested, sparse, dense, patch")
     for index, level in enumerate(levels):
         if level.kind == "nested" and (index + 1 == len(levels) or levels[index + 1].kind not in WINDOW_KINDS):
             raise ConfigError(f"grounding.levels: {level.name!r} is nested and needs a sparse level below it")
@@ -99,22 +99,19 @@ def groups(count: int, size: int) -> list[range]:
 
 
 def run_length(above: LevelConfig, below: LevelConfig) -> int:
-    """Windows of `below` in one run of `above`, at most: a static size. One more than fit, for the window that was moved back."""
-    return math.ceil(above.span_s / below.stride_s - EPSILON) + 1
+    """Windows of `below` in one run of `above`: a static size."""
+    return max(1, round(above.span_s / below.stride_s))
 
 
-def runs(above: Sequence[Window], below: Sequence[Window], length: int) -> list[list[int]]:
-    """Of every window of the level above, the windows of the level below whose centres lie in it, at most `length` of them.
+def runs(below: Sequence[Window], length: int) -> list[range]:
+    """Consecutive windows of the level below in runs of `length`; the last run may be cut."""
+    return [range(first, min(first + length, len(below))) for first in range(0, len(below), length)]
 
-    Every window below is in at least one run: one whose centre falls outside all (it cannot, but for rounding) joins the nearest.
-    """
-    centres = np.asarray([window.centre_s for window in below])
-    members = [np.nonzero((centres >= run.start_s - EPSILON) & (centres <= run.end_s + EPSILON))[0][:length].tolist() for run in above]
-    missing = set(range(len(below))) - {index for member in members for index in member}
-    for index in sorted(missing):
-        nearest = min(range(len(above)), key=lambda r: abs(above[r].centre_s - centres[index]))
-        members[nearest] = sorted([*members[nearest], index])[:length]
-    return members
+
+def spanned(members: Sequence[Window]) -> Window:
+    """Consecutive windows as one."""
+    start, end = members[0].start_s, max(window.end_s for window in members)
+    return Window(start, end, end - start)
 
 
 def slot_seconds(window: Window, count: int, first: int, last: int) -> tuple[float, float]:
@@ -168,7 +165,8 @@ def frame_windows(spans: Iterable[tuple[float, float]], level: LevelConfig, star
     return [found[key] for key in sorted(found)]
 
 
-def boundary_window(boundary_s: float, span_s: float, start_s: float, end_s: float) -> Window:
-    """`span_s` seconds around a boundary, moved inside [start_s, end_s]; the whole stretch where it is shorter."""
-    start = min(max(boundary_s - span_s / 2, start_s), max(end_s - span_s, start_s))
-    return Window(start, min(start + span_s, end_s), span_s)
+def boundary_window(boundary_s: float, level: LevelConfig, start_s: float, end_s: float) -> Window:
+    """`level.span_s` seconds around a boundary, on the level's grid of frames, moved inside [start_s, end_s]; the whole stretch where it is shorter."""
+    start = min(max(boundary_s - level.span_s / 2, start_s), max(end_s - level.span_s, start_s))
+    start = max(math.floor(start * level.rate + EPSILON), math.ceil(start_s * level.rate - EPSILON)) / level.rate
+    return Window(start, min(start + level.span_s, end_s), level.span_s)

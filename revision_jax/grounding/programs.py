@@ -96,7 +96,8 @@ class Programs:
         if level.name not in self._grammars:
             grammar = span_grammar(self.tokenizer, level.prompt, level.tokens)
             if grammar.steps > self.config.grounding.answer_len:
-                raise ConfigError(f"grounding.answer_len: must be at least {grammar.steps} for the answers of level {level.name!r}, is {self.config.grounding.answer_len}")
+                has = self.config.grounding.answer_len
+                raise ConfigError(f"grounding.answer_len: must be at least {grammar.steps} for the answers of level {level.name!r}, is {has}")
             self._grammars[level.name] = grammar
         return self._grammars[level.name]
 
@@ -149,30 +150,27 @@ class Programs:
 
     # --------------------------------------------------------------------------------------------------------------------- windows
 
-    def window_tokens(self, level: LevelConfig, arrays: dict, valid, questions: Sequence[Question]) -> list[WindowTokens]:
-        """Sparse tokens of one group of windows, for each question. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
+    def window_tokens(self, level: LevelConfig, arrays: dict, valid: Any, question: Question) -> WindowTokens:
+        """Sparse tokens of one group of windows, in the light of a question. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
 
-        Groups are filled up to `level.tokens` windows; questions up to `level.batch` a call.
+        A group is `level.tokens` windows (see `on_device`): the first `windows` of them are wanted.
         """
-        windows = len(valid)
-        fill = level.tokens - windows
-        arrays = {name: jnp.asarray(np.concatenate([a, np.zeros((fill, *a.shape[1:]), a.dtype)]) if fill else a) for name, a in arrays.items()}
-        valid = jnp.asarray(np.concatenate([valid, np.zeros((fill, valid.shape[1]), bool)]))
 
-        def tokens(state: dict, frame, tokens, valid, ask: dict) -> WindowTokens:
-            def one(text, mask, vector) -> WindowTokens:
-                spread = lambda x: jnp.broadcast_to(x, (frame.shape[0], *x.shape))
-                token, summary = revision.sparse_tokens(self.config, state, level.name, frame, valid, spread(text), spread(mask))
-                seen, _ = self._similarity(state, frame, tokens, vector)
-                return WindowTokens(token, summary, search_signal.top_mean(seen, valid, self.config.decoder.signal.top))
+        def tokens(state: dict, frame, tokens, valid, text, mask, vector) -> WindowTokens:
+            spread = lambda x: jnp.broadcast_to(x, (frame.shape[0], *x.shape))
+            token, summary = revision.sparse_tokens(self.config, state, level.name, frame, valid, spread(text), spread(mask))
+            seen, _ = self._similarity(state, frame, tokens, vector)
+            return WindowTokens(token, summary, search_signal.top_mean(seen, valid, self.config.decoder.signal.top))
 
-            return jax.lax.map(lambda ask: one(*ask), (ask["tokens"], ask["mask"], ask["vector"]))
+        made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, question.tokens, question.mask, question.vector)
+        return WindowTokens(*map(np.asarray, made))
 
-        out = []
-        for rows in _batches(list(questions), level.batch):
-            made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, self._questions(rows.filled, level))
-            out += [WindowTokens(*(np.asarray(x[i])[:windows] for x in made)) for i in range(rows.count)]
-        return out
+    @staticmethod
+    def on_device(level: LevelConfig, arrays: dict, valid: np.ndarray) -> tuple[dict, jax.Array]:
+        """A group's arrays filled up to `level.tokens` windows and moved to the device once for all questions."""
+        fill = level.tokens - len(valid)
+        put = lambda x: jnp.asarray(np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)]) if fill else x)
+        return {name: put(x) for name, x in arrays.items()}, put(valid)
 
     def run_tokens(self, level: LevelConfig, below: WindowTokens, members: Sequence[Sequence[int]], length: int, question: Question) -> WindowTokens:
         """Nested tokens of runs of `below`'s windows. members: of each run, the windows in it (at most `length`)."""
@@ -186,9 +184,11 @@ class Programs:
         made = []
         for first in range(0, len(members), level.tokens):
             part = members[first : first + level.tokens]
-            frames, seen, valid = np.zeros((level.tokens, length, d), np.float32), np.zeros((level.tokens, length), np.float32), np.zeros((level.tokens, length), bool)
+            frames = np.zeros((level.tokens, length, d), np.float32)
+            seen, valid = np.zeros((level.tokens, length), np.float32), np.zeros((level.tokens, length), bool)
             for r, windows in enumerate(part):
-                frames[r, : len(windows)], seen[r, : len(windows)], valid[r, : len(windows)] = below.summary[list(windows)], below.level[list(windows)], True
+                own = slice(0, len(windows))
+                frames[r, own], seen[r, own], valid[r, own] = below.summary[list(windows)], below.level[list(windows)], True
             out = self._call("run tokens", level.name, tokens, frames, valid, question.tokens, question.mask, seen)
             made.append([np.asarray(x)[: len(part)] for x in out])
         return WindowTokens(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
@@ -238,15 +238,18 @@ class Programs:
         def answer(state: dict, entries: list[dict], ask: dict) -> tuple[Decoded, Any]:
             cache = stack_caches([entry["cache"] for entry in entries])
             valid = jnp.stack([entry["valid"] for entry in entries])
-            tokens = jnp.stack([entry["tokens"] for entry in entries]) if self.needs_tokens else None
-            # The visual tokens themselves are in the cache already: zeros stand for the frame vectors where the similarity does not read them.
-            frame = jnp.zeros((*valid.shape, self.config.grounding.level(level.name).adapter.width)) if self.needs_tokens else jnp.stack([entry["frame"] for entry in entries])
+            if self.needs_tokens:
+                # The visual tokens are in the cache already: zeros stand for the frame vectors, which this similarity does not read.
+                frame, tokens = jnp.zeros((*valid.shape, level.adapter.width)), jnp.stack([entry["tokens"] for entry in entries])
+            else:
+                frame, tokens = jnp.stack([entry["frame"] for entry in entries]), None
             seen, where = self._similarity(state, frame, tokens, ask["vector"][:, None])
             visual = revision.dense_visual(self.config, state, level.name, frame, valid, jnp.asarray(self._numbers), seen, where)
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid, seen, 0.0)
 
         (batch,) = _batches(list(rows), level.batch)
-        decoded, seen = self._call("frame answer", level.name, answer, [entry for entry, _ in batch.filled], self._questions([q for _, q in batch.filled], level))
+        ask = self._questions([q for _, q in batch.filled], level)
+        decoded, seen = self._call("frame answer", level.name, answer, [entry for entry, _ in batch.filled], ask)
         return FrameAnswer(_host(decoded, batch.count), np.asarray(seen)[: batch.count])
 
     # --------------------------------------------------------------------------------------------------------------------- patches
@@ -265,8 +268,8 @@ class Programs:
 
         out, dropped, calls = [], [], 0
         for part in _batches(list(rows), level.batch):
-            stack = lambda name: np.stack([arrays[name] for arrays, _ in part.filled])  # noqa: B023
-            made, lost = self._call("patch answer", level.name, answer, stack("tokens"), stack("change"), stack("valid"), self._questions([q for _, q in part.filled], level))
+            tokens, change, valid = (np.stack([arrays[name] for arrays, _ in part.filled]) for name in ("tokens", "change", "valid"))
+            made, lost = self._call("patch answer", level.name, answer, tokens, change, valid, self._questions([q for _, q in part.filled], level))
             out.append(_host(made, part.count))
             dropped.append(np.asarray(lost)[: part.count])
             calls += 1

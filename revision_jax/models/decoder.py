@@ -44,6 +44,11 @@ SIGNAL_GAIN = 4.0
 # ------------------------------------------------------------------------------------------------------------------- one layer
 
 
+def _take(x: Array, rows: Int[Array, "B R"] | None) -> Array:
+    """[B S ...] -> [B R ...]: the named slots of each row of the batch; all of them for None."""
+    return x if rows is None else jnp.take_along_axis(x, rows.reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
 def _signal_scale_init(config: DecoderConfig) -> Float[Array, "K C"]:
     """Starting scales per head and channel, over SIGNAL_GAIN. `level` and `square` start at `init`; `rise` and `fall` at 0.5 to 1 times init, even
     heads drawn to where the match begins and odd ones to where it ends, each by another amount, so that no two heads start alike."""
@@ -54,7 +59,10 @@ def _signal_scale_init(config: DecoderConfig) -> Float[Array, "K C"]:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with RoPE over the slots of this call, or over a cache that this call's slots are first written into."""
+    """Grouped-query self-attention with RoPE over the slots of this call, or over a cache that this call's slots are first written into.
+
+    `rows` picks the R slots that ask (all if None); mask and bias have these rows. Every slot still has its key and value.
+    """
 
     config: DecoderConfig
 
@@ -63,26 +71,28 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B S H"],
         angles: Float32[Array, "B S r"],
-        mask: Bool[Array, "B 1 S M"],
-        bias: Float[Array, "B K S M"] | None,
+        mask: Bool[Array, "B 1 R M"],
+        bias: Float[Array, "B K R M"] | None,
         cache: dict | None,
         start: Int[Array, "*b"] | int | None,
+        rows: Int[Array, "B R"] | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B S H"], dict | None]:
+    ) -> tuple[Float[Array, "B R H"], dict | None]:
         c = self.config
 
         def linear(name: str, features: int, use_bias: bool) -> LoraLinear:
             return LoraLinear(features, use_bias=use_bias, lora=c.lora, name=name)
 
-        def heads(name: str, count: int) -> Float[Array, "B S n d"]:
+        def heads(name: str, count: int, x: Float[Array, "B n H"] = x) -> Float[Array, "B n k d"]:
             return linear(name, count * c.head_dim, c.qkv_bias)(x, deterministic).reshape(*x.shape[:2], count, c.head_dim)
 
-        q, k, v = rotate(heads("q", c.heads), angles), rotate(heads("k", c.kv_heads), angles), heads("v", c.kv_heads)
+        q = rotate(heads("q", c.heads, _take(x, rows)), _take(angles, rows))
+        k, v = rotate(heads("k", c.kv_heads), angles), heads("v", c.kv_heads)
         if cache is not None:
             cache = {"k": _write(cache["k"], k, start), "v": _write(cache["v"], v, start)}
             k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
         out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
-        return linear("o", c.width, False)(out.reshape(*x.shape[:2], -1), deterministic), cache
+        return linear("o", c.width, False)(out.reshape(*out.shape[:2], -1), deterministic), cache
 
 
 class Block(nn.Module):
@@ -100,17 +110,19 @@ class Block(nn.Module):
         signal: Float[Array, "B M C"] | None,
         cache: dict | None = None,
         start: Int[Array, "*b"] | int | None = None,
+        rows: Int[Array, "B R"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B S H"], dict | None]:
+    ) -> tuple[Float[Array, "B R H"], dict | None]:
         c = self.config
+        mask = mask if rows is None else jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
         bias = None
         if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "signal_scale")):
             scale = self.variable("lora", "signal_scale", _signal_scale_init, c).value
             if signal is not None and reads is not None:
                 columns = jnp.einsum("kc,bmc->bkm", SIGNAL_GAIN * scale.astype(jnp.float32), signal.astype(jnp.float32))
-                bias = jnp.where(reads[:, None, :, None], columns[:, :, None, :], 0.0)
-        y, cache = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), angles, mask, bias, cache, start, deterministic)
-        x = x + y
+                bias = jnp.where(_take(reads, rows)[:, None, :, None], columns[:, :, None, :], 0.0)
+        y, cache = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), angles, mask, bias, cache, start, rows, deterministic)
+        x = _take(x, rows) + y
         return x + GatedMlp(c.mlp, lora=c.lora, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x), deterministic), cache
 
 
@@ -159,8 +171,9 @@ class Decoder(nn.Module):
         summary: Float[Array, "B R"] | None = None,
         cache: dict | None = None,
         start: Int[Array, "*b"] | int | None = None,
+        rows: Int[Array, "B R"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B S H"], dict | None]:
+    ) -> tuple[Float[Array, "B R H"], dict | None]:
         """Runs all layers over the S slots of this call.
 
         embeds: token embeddings, visual tokens among them; positions: RoPE positions; valid: slots that hold something (others may hold garbage).
@@ -168,7 +181,9 @@ class Decoder(nn.Module):
         of the batch, projected and added to the embeds of its `reads` slots. None, or a "lora" without these parameters, leaves the signal off.
         cache: from `init_cache`, with the new slots' first number `start` (one for all rows, or one each, Int[B]); the caller guarantees
         start + S <= M. A signal given once stays in the cache for later calls.
-        Returns (hidden [B S H] after the final norm, the new cache or None). Rows without a valid slot before them hold no information.
+        rows: the slots, counted from this call's first, whose hidden states are wanted (all if None). Where the layers run unrolled, the last one works
+        for these alone: a third of a shallow model's time when only an answer is scored, or when a prompt is prefilled for its last slot.
+        Returns (hidden [B R H] after the final norm, R = S without `rows`; the new cache or None). Rows without a valid slot before them hold no information.
         Raises ValueError if cache and start are not given together, or if slots known when traced do not fit.
         """
         c = self.config
@@ -182,9 +197,9 @@ class Decoder(nn.Module):
             mask = jnp.tril(jnp.ones((length, length), bool))[None, None] & valid[:, None, None, :]
             signal = None if signal is None else jnp.where(valid[..., None], signal, 0.0)
             if c.scan or self.is_initializing():
-                hidden = self._scanned(embeds, angles, mask, reads, signal, deterministic)
+                hidden = _take(self._scanned(embeds, angles, mask, reads, signal, deterministic), rows)
             else:
-                hidden, _ = self._unrolled(embeds, angles, mask, reads, signal, None, None, deterministic)
+                hidden, _ = self._unrolled(embeds, angles, mask, reads, signal, None, None, rows, deterministic)
             return self.norm(hidden), None
 
         slots = cache["valid"].shape[1]
@@ -197,7 +212,7 @@ class Decoder(nn.Module):
         mask = (jnp.arange(slots) <= own[..., None])[:, None] & cached_valid[:, None, None, :]
         signal = cache["signal"] if signal is None else signal
         # Not cleared by `valid`: a signal may be given before the slots it speaks of are filled. What is not seen is masked, and decoding has no gradient.
-        hidden, layers = self._unrolled(embeds, angles, mask, reads, signal, cache["layers"], start, deterministic)
+        hidden, layers = self._unrolled(embeds, angles, mask, reads, signal, cache["layers"], start, rows, deterministic)
         return self.norm(hidden), {"layers": layers, "valid": cached_valid, "signal": signal}
 
     def _scanned(self, hidden, angles, mask, reads, signal, deterministic):
@@ -212,11 +227,11 @@ class Decoder(nn.Module):
         )
         return scan(self.layers, hidden, None)[0]
 
-    def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, deterministic):
+    def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, rows, deterministic):
         block = Block(self.config, parent=None)
 
-        def run(layer: dict, hidden: Array, cache: dict | None, rngs: dict | None) -> tuple[Array, dict | None]:
-            return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, deterministic, rngs=rngs)
+        def run(layer: dict, hidden: Array, cache: dict | None, rows: Array | None, rngs: dict | None) -> tuple[Array, dict | None]:
+            return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, rows, deterministic, rngs=rngs)
 
         if self.config.remat and caches is None:
             run = jax.checkpoint(run)
@@ -225,7 +240,7 @@ class Decoder(nn.Module):
         for i in range(self.config.layers):
             rngs = {"dropout": self.make_rng("dropout")} if not deterministic and self.has_rng("dropout") else None
             layer = jax.tree.map(lambda x, i=i: x[i], stacked)
-            hidden, cache = run(layer, hidden, None if caches is None else caches[i], rngs)
+            hidden, cache = run(layer, hidden, None if caches is None else caches[i], rows if i == self.config.layers - 1 else None, rngs)
             written.append(cache)
         return hidden, written
 

@@ -103,10 +103,22 @@ def patchify(config: ExperimentConfig, images: Array) -> tuple[Array, Array, Arr
     return patches, jnp.broadcast_to(block(rows), shape), jnp.broadcast_to(block(columns), shape), jnp.ones(shape, bool)
 
 
-def encode_images(config: ExperimentConfig, params: dict, images: Array) -> dict[str, Array]:
-    """`encode_frames` of uint8 frames (B, h, w, 3) that already have the size of a grid bucket."""
+def encode_images(config: ExperimentConfig, params: dict, images: Array, keep: float = 1.0) -> dict[str, Array]:
+    """`encode_frames` of uint8 frames (B, h, w, 3) that already have the size of a grid bucket.
+
+    keep below 1 encodes only that share of the blocks of patches, those with the most contrast, as if the others were not there: half the work
+    while pre-training (after FLIP, arXiv 2212.00794, which drops at random). Rows and columns stay true; "tokens" then has as many entries as were kept.
+    """
     grid = (images.shape[1] // config.vision.patch, images.shape[2] // config.vision.patch)
-    return encode_frames(config, params, *patchify(config, images), grid)
+    patches, rows, columns, valid = patchify(config, images)
+    if keep < 1:
+        m2 = config.vision.merge**2
+        block = rearrange(patches, "b (n m) f -> b n (m f)", m=m2)
+        kept = jax.lax.top_k(jnp.var(block, -1), max(1, round(keep * block.shape[1])))[1]
+        select = lambda x: rearrange(jnp.take_along_axis(rearrange(x, "b (n m) ... -> b n m ...", m=m2), kept.reshape(*kept.shape, *[1] * (x.ndim - 1)), 1), "b n m ... -> b (n m) ...")  # noqa: E731, E501
+        patches, rows, columns, valid = select(patches), select(rows), select(columns), select(valid)
+        grid = (config.vision.merge, patches.shape[1] // config.vision.merge)
+    return encode_frames(config, params, patches, rows, columns, valid, grid)
 
 
 def encode_text(config: ExperimentConfig, params: dict, ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> dict[str, Array]:

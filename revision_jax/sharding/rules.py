@@ -70,7 +70,8 @@ class Rules:
         for name, entry in zip(names, entries, strict=True):
             for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
                 if mesh_axis in used:
-                    raise ConfigError(f"sharding: {used[mesh_axis]!r} and {name!r} of ({', '.join(map(str, names))}) are both split over the mesh axis {mesh_axis!r}")
+                    told = ", ".join(map(str, names))
+                    raise ConfigError(f"sharding: {used[mesh_axis]!r} and {name!r} of ({told}) are both split over the mesh axis {mesh_axis!r}")
                 used[mesh_axis] = name
         return P(*entries)
 

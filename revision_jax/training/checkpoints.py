@@ -128,7 +128,8 @@ class Checkpoints:
         if stage not in self._managers:
             keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(self.config.train.keep), checkpoint_managers.CustomSteps([0])])
             options = ocp.CheckpointManagerOptions(preservation_policy=keep, create=True, cleanup_tmp_directories=True)
-            self._managers[stage] = ocp.CheckpointManager(epath.Path(self.directory(stage)), options=options)
+            handlers = {**{item: ocp.StandardCheckpointHandler() for item in ("trainable", "opt_state", "frozen")}, "run": ocp.JsonCheckpointHandler()}
+            self._managers[stage] = ocp.CheckpointManager(epath.Path(self.directory(stage)), options=options, item_handlers=handlers)
         return self._managers[stage]
 
     @contextlib.contextmanager
@@ -152,7 +153,7 @@ class Checkpoints:
         known = {self.directory(name).name: name for name in self.names}
         for folder in reversed(found):
             if folder not in known:
-                raise UserError(f"{self.root / folder}: not a stage of this config ({', '.join(known) or 'none'}); use another workdir or the config it was begun with")
+                raise UserError(f"{self.root / folder}: not a stage of this config ({', '.join(known)}); use another workdir or the config it was begun with")
             stage = known[folder]
             step = self._manager(stage).latest_step()
             if step is not None:

@@ -192,9 +192,8 @@ class _StageRun:
 
     def _steps(self, log: MetricsLog, stop: _StopSignal, progress: Progress, threads: int) -> int:
         stage, train, data = self.stage, self.config.train, self.config.data
-        train_step = make_train_step(
-            self.config, stage, self.task.make_loss(stage), self.optimizer, self.mesh, self.rules, self.trainable_shardings, self.frozen_shardings, self.opt_shardings
-        )
+        shardings = (self.trainable_shardings, self.frozen_shardings, self.opt_shardings)
+        train_step = make_train_step(self.config, stage, self.task.make_loss(stage), self.optimizer, self.mesh, self.rules, *shardings)
         stream = batches(
             self.task.make_examples(stage), batch=stage.batch, steps=stage.steps, start=self.step, rows=local_rows(self.batch_sharding, stage.batch),
             workers=data.workers, threads=threads, prefetch=data.prefetch,

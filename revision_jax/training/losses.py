@@ -22,7 +22,7 @@ Metrics = dict[str, Array]
 def stage_loss(config: ExperimentConfig, stage: StageConfig, constants: dict) -> Callable[[dict, dict, Array], tuple[Array, Metrics]]:
     """The stage's `loss(state, batch, key)`. constants: {"number_ids": Int[M], "before_ids": Int[A]} from the tokenizer and the level's prompt."""
     if stage.task == "pretrain":
-        return lambda state, batch, key: contrastive_loss(config, state, batch)
+        return lambda state, batch, key: contrastive_loss(config, state, batch, stage.keep)
     if stage.task == "language":
         return lambda state, batch, key: language_loss(config, state, batch, constants, key)
     return lambda state, batch, key: grounding_loss(config, stage, state, batch, constants, key)
@@ -31,32 +31,40 @@ def stage_loss(config: ExperimentConfig, stage: StageConfig, constants: dict) ->
 # ----------------------------------------------------------------------------------------------------------------------- pre-training
 
 
-def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict) -> tuple[Array, Metrics]:
+def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: float = 1.0) -> tuple[Array, Metrics]:
     """Sigmoid loss over all (image, caption) pairs, as SigLIP's, with exact labels.
 
-    batch: images uint8 (B, h, w, 3), caption_ids / caption_mask (B C, S), labels (B, B C): does image b show what caption j says? Caption j belongs
-    to image j // C; the pairs of an image with its own captions hold the hard negatives and weigh as much as all others together.
+    batch: images uint8 (B, h, w, 3); caption_ids / caption_mask (B, C, S), each image's captions, half of which hold and half are hard negatives;
+    labels (B, B C): does image b show what caption j says? tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image, and
+    tag_labels (B, A). Own captions, tags and other images' captions make about a third of the loss each.
+    keep: share of each image's blocks of patches that are encoded, those with the most contrast (see `revision.encode_images`).
     """
-    params = state["params"]
-    features = revision.encode_images(config, params, batch["images"])
-    vector = revision.encode_text(config, params, batch["caption_ids"], batch["caption_mask"])["vector"]
-    logits = pair_logits(config, params, features, vector)
-    labels = batch["labels"]
+    params, labels = state["params"], batch["labels"]
     images, captions = labels.shape
+    features = revision.encode_images(config, params, batch["images"], keep)
+    ids, mask = (
+        jnp.concatenate([batch[f"caption_{name}"].reshape(captions, -1), batch[f"tag_{name}"][0]]) for name in ("ids", "mask")
+    )
+    logits = pair_logits(config, params, features, revision.encode_text(config, params, ids, mask)["vector"])
+    logits, tag_logits = logits[:, :captions], logits[:, captions:]
     own = (jnp.arange(captions) // (captions // images))[None] == jnp.arange(images)[:, None]
     losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
     own_loss = jnp.sum(losses * own) / jnp.sum(own)
-    other_loss = jnp.sum(losses * ~own) / images / 4.0
+    # The others are many, but told apart at a glance.
+    other_loss = 8.0 * jnp.sum(losses * ~own) / jnp.sum(~own)
+    tag_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(tag_logits, batch["tag_labels"].astype(jnp.float32)))
     hit = (logits > 0) == labels
     metrics = {
         "own_accuracy": jnp.sum(hit * own) / jnp.sum(own),
         "hard_negative_accuracy": jnp.sum(hit * own * ~labels) / jnp.maximum(jnp.sum(own * ~labels), 1),
         "own_recall": jnp.sum(hit * own * labels) / jnp.maximum(jnp.sum(own * labels), 1),
-        "other_loss": other_loss,
+        "tag_accuracy": jnp.mean((tag_logits > 0) == batch["tag_labels"]),
         "own_loss": own_loss,
+        "other_loss": other_loss,
+        "tag_loss": tag_loss,
         "scale": jnp.exp(params["similarity"]["scale"]),
     }
-    return own_loss + other_loss, metrics
+    return own_loss + other_loss + tag_loss, metrics
 
 
 def pair_logits(config: ExperimentConfig, params: dict, features: dict, vector: Float[Array, "C E"]) -> Float[Array, "B C"]:
@@ -74,13 +82,14 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
 
     The towers are frozen. Captioning reads the merged patch tokens through the patch level's projector; pointing reads the text vectors of
     captions (close to the image tokens that show them, after contrastive training) as if they were frames, with noise.
-    batch: images, caption_ids/mask (B C, S), full_ids/mask (B, L) answers, point_slots (R, T) caption index or -1, point_query (R,), point_after_ids/mask,
-    point_answer_ids/mask.
+    batch: images, caption_ids/mask (B, C, S), full_ids/mask (B, L) answers, point_slots (B, T) number of the caption (of B C) or -1, point_query (B,),
+    point_after_ids/mask, point_answer_ids/mask.
     """
     params = jax.lax.stop_gradient({name: state["params"][name] for name in ("vision", "text", "similarity", "projection") if name in state["params"]})
     frozen = {"params": {**params, "decoder": state["params"]["decoder"]}}
     features = revision.encode_images(config, frozen["params"], batch["images"])
-    vector = revision.encode_text(config, frozen["params"], batch["caption_ids"], batch["caption_mask"])["vector"]
+    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    vector = revision.encode_text(config, frozen["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vector"]
     state = {**state, **frozen}
 
     levels = {level.kind: level for level in config.grounding.levels}

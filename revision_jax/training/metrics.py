@@ -43,7 +43,8 @@ class MetricsLog:
         values = {name: float(np.asarray(value)) for name, value in jax.device_get(dict(metrics)).items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(values.get(name, 0.0)):
-                raise NotFinite(f"stage {self.stage}, step {step}: {name} is {values[name]}; try a lower stages.{self.stage}.learning_rate, the last checkpoint is sound")
+                hint = f"try a lower stages.{self.stage}.learning_rate; the last checkpoint is sound"
+                raise NotFinite(f"stage {self.stage}, step {step}: {name} is {values[name]}; {hint}")
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1

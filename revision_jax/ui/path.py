@@ -8,7 +8,7 @@ from revision_jax.ui import view
 from revision_jax.ui.clock import clock
 from revision_jax.ui.timeline import heat
 
-WIDTH, LEFT, BAR, ZOOM = 900, 240, 14, 16  # SVG units; LEFT is where the bars begin, names and times stand before them
+WIDTH, LEFT, BAR, ZOOM = 900.0, 240.0, 14.0, 16.0  # SVG units; LEFT is where the bars begin, names and times stand before them
 
 
 def way(question: view.Question, moment: view.Found) -> list[tuple[view.Level, view.Window]]:
@@ -46,7 +46,7 @@ class _Scale:
 
 
 def _rect(kind: str, x: float, y: float, width: float, style: str = "") -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" rx="2"{style}/>'
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR:.0f}" rx="2"{style}/>'
 
 
 def svg(question: view.Question, moment: view.Found, duration_s: float) -> str:
@@ -75,19 +75,19 @@ def svg(question: view.Question, moment: view.Found, duration_s: float) -> str:
         low, high = min(end.start_s for end in ends), max(end.end_s for end in ends)
         left, width = scale.bar(low, high)
         below = y + BAR + ZOOM
-        parts.append(f'<path class="zoom" d="M{left:.1f} {y + BAR} H{left + width:.1f} L{WIDTH} {below} H{LEFT} Z"/>')
+        parts.append(f'<path class="zoom" d="M{left:.1f} {y + BAR} H{left + width:.1f} L{WIDTH:.1f} {below:.1f} H{LEFT:.1f} Z"/>')
         y = below
     parts += _name("moment", moment.start_s, moment.end_s, y)
     parts.append(_rect("track", LEFT, y, WIDTH - LEFT))
     left, width = _Scale(low, high).bar(moment.start_s, moment.end_s, 4.0)
     parts.append(_rect("goal", left, y, width))
     y += BAR + 2
-    return f'<svg viewBox="0 0 {WIDTH} {y:.0f}" role="img" aria-label="windows from the whole video down to the moment">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {y:.0f}" role="img" aria-label="windows from the whole video down to the moment">{"".join(parts)}</svg>'
 
 
 def _name(name: str, start_s: float, end_s: float, y: float) -> list[str]:
     line = f"{y + BAR - 2:.0f}"
-    return [f'<text x="0" y="{line}">{escape(name)}</text>', f'<text class="end" x="{LEFT - 16}" y="{line}">{clock(start_s)} to {clock(end_s)}</text>']
+    return [f'<text x="0" y="{line}">{escape(name)}</text>', f'<text class="end" x="{LEFT - 16:.0f}" y="{line}">{clock(start_s)} to {clock(end_s)}</text>']
 
 
 def _at(scale: _Scale, window: view.Window, y: float) -> tuple[float, float, float]:

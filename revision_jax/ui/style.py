@@ -2,7 +2,8 @@
 
 STYLE = """
 :root{--ink:#1f2328;--muted:#656d76;--line:#d8dee4;--paper:#fff;--ground:#f5f6f8;--found:#d9480f;--weak:#8c959f;--tint:#fff4ee}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--muted:#9aa4af;--line:#343b44;--paper:#1b2027;--ground:#12161b;--found:#ff7a3d;--weak:#737d88;--tint:#2a201a}}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--muted:#9aa4af;--line:#343b44;--paper:#1b2027;--ground:#12161b;--found:#ff7a3d;--weak:#737d88;
+--tint:#2a201a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 main{max-width:1360px;margin:0 auto;padding:28px 24px 60px}
@@ -38,7 +39,8 @@ button:focus-visible,summary:focus-visible{outline:2px solid var(--found);outlin
 .facts{display:grid;grid-template-columns:auto auto;gap:4px 18px;align-items:baseline;padding-right:10px}
 .when{font-size:18px;font-weight:600;font-variant-numeric:tabular-nums;white-space:nowrap}.to{margin:0 .5em;font-weight:400;color:var(--muted);font-size:15px}
 .confidence{display:flex;align-items:center;gap:10px;font-variant-numeric:tabular-nums;grid-column:1/-1}
-.meter{display:block;width:180px;height:6px;border-radius:3px;background:var(--line);overflow:hidden}.meter span{display:block;height:100%;background:var(--found)}
+.meter{display:block;width:180px;height:6px;border-radius:3px;background:var(--line);overflow:hidden}.meter span{display:block;height:100%;
+background:var(--found)}
 .weak .when{font-weight:500}.weak .meter span{background:var(--weak)}
 .absent{margin:0 0 4px;color:var(--muted)}
 summary{cursor:pointer;color:var(--muted);font-size:14px;padding:6px 0}.others{margin-top:8px}
@@ -46,7 +48,8 @@ summary{cursor:pointer;color:var(--muted);font-size:14px;padding:6px 0}.others{m
 .path text{fill:var(--muted);font:13px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;font-variant-numeric:tabular-nums}
 .path .end{text-anchor:end}.path .track{fill:var(--line);opacity:.55}.path .zoom{fill:var(--found);opacity:.10}
 .path .kept{fill:none;stroke:var(--muted);stroke-width:1}.path .way{fill:none;stroke:var(--found);stroke-width:2}.path .goal{fill:var(--found)}
-@media (max-width:900px){.axis span:nth-child(even):not(:last-child){display:none}section{grid-template-columns:minmax(0,1fr);gap:16px}.side{order:0;top:0;z-index:2}main{padding:12px}video{max-height:34vh}
+@media (max-width:900px){.axis span:nth-child(even):not(:last-child){display:none}section{grid-template-columns:minmax(0,1fr);gap:16px}.side{order:0;top:0;
+z-index:2}main{padding:12px}video{max-height:34vh}
 .moment{flex-direction:column;align-items:flex-start;gap:8px}.shots img{height:72px}}
 """.replace("\n", "")
 

@@ -61,7 +61,7 @@ def _fit(text: str, font: Any, width: float) -> str:
 
 class _Axis:
     def __init__(self, duration_s: float, width: int):
-        self.duration_s, self.left, self.right = max(duration_s, 1e-3), MARGIN, width - MARGIN
+        self.duration_s, self.left, self.right = max(duration_s, 1e-3), float(MARGIN), float(width - MARGIN)
 
     def x(self, seconds: float) -> float:
         return self.left + (self.right - self.left) * min(max(seconds / self.duration_s, 0.0), 1.0)
@@ -104,10 +104,10 @@ def _strip(draw: ImageDraw.ImageDraw, axis: _Axis, level: view.Level | None, top
     """First-level scores; where windows overlap a column of pixels takes the best."""
     draw.rectangle((axis.left, top, axis.right, top + STRIP), fill=heat(0.0))
     windows = [w for w in level.windows if w.score is not None] if level else []
-    best = [-1.0] * (axis.right - axis.left + 1)
+    best = [-1.0] * (int(axis.right - axis.left) + 1)
     for window in windows:
-        left, right = axis.bar(window.start_s, window.end_s, 2)
-        for x in range(int(left) - axis.left, min(int(right) - axis.left + 1, len(best))):
+        left, right = axis.bar(window.start_s, window.end_s, 2.0)
+        for x in range(int(left - axis.left), min(int(right - axis.left) + 1, len(best))):
             best[x] = max(best[x], window.score or 0.0)
     for x, score in enumerate(best):
         if score >= 0:
@@ -127,10 +127,10 @@ def _draw_row(draw: ImageDraw.ImageDraw, axis: _Axis, row: _Row, fonts: dict[str
     top += STRIP + 6
     draw.line((axis.left, top + LANE / 2, axis.right, top + LANE / 2), fill=GRID, width=2)
     for moment in question.rejected:
-        left, right = axis.bar(moment.start_s, moment.end_s, 6)
+        left, right = axis.bar(moment.start_s, moment.end_s, 6.0)
         draw.rounded_rectangle((left, top + 4, right, top + LANE - 4), 2, fill=PAPER, outline=WEAK, width=2)
     for moment in question.accepted:
-        left, right = axis.bar(moment.start_s, moment.end_s, 8)
+        left, right = axis.bar(moment.start_s, moment.end_s, 8.0)
         draw.rounded_rectangle((left, top, right, top + LANE), min(4, (right - left) / 4), fill=FOUND)
     for moment, line in row.labels:  # lines first: a label may lie on another one's line, never under it
         if line:
@@ -163,7 +163,7 @@ def draw_timeline(result: dict[str, Any], *, width: int = WIDTH) -> Image.Image:
     name = _fit(Path(answered.path).name, fonts["title"], axis.right - axis.left - fonts["small"].getlength(about) - 40)
     draw.text((axis.left, 40), name, font=fonts["title"], fill=INK, anchor="lm")
     bottom = top
-    marks = ticks(0.0, answered.duration_s, max(2, (axis.right - axis.left) // 130))
+    marks = ticks(0.0, answered.duration_s, max(2, int(axis.right - axis.left) // 130))
     for mark in marks:
         draw.line((axis.x(mark), HEADER - 14, axis.x(mark), bottom), fill=GRID)
     for row in rows:
@@ -176,11 +176,11 @@ def draw_timeline(result: dict[str, Any], *, width: int = WIDTH) -> Image.Image:
         text = clock(mark)
         half = fonts["small"].getlength(text) / 2
         draw.text((min(max(x, axis.left + half), axis.right - half), bottom + 20), text, font=fonts["small"], fill=MUTED, anchor="mm")
-    _legend(draw, axis.left, bottom + 56, fonts["small"])
+    _legend(draw, axis.left, float(bottom + 56), fonts["small"], brief=width < 1150)
     return image
 
 
-def _legend(draw: ImageDraw.ImageDraw, x: float, y: float, font: Any) -> None:
+def _legend(draw: ImageDraw.ImageDraw, x: float, y: float, font: Any, brief: bool) -> None:
     def text(words: str) -> None:
         nonlocal x
         draw.text((x, y), words, font=font, fill=MUTED, anchor="lm")
@@ -189,13 +189,13 @@ def _legend(draw: ImageDraw.ImageDraw, x: float, y: float, font: Any) -> None:
     for step in range(60):
         draw.line((x + step, y - 7, x + step, y + 7), fill=heat(step / 59))
     x += 70
-    text("first look at every window: unlikely to likely")
+    text("window score" if brief else "first look at every window: unlikely to likely")
     draw.rounded_rectangle((x, y - 8, x + 26, y + 8), 4, fill=FOUND)
     x += 36
-    text("moment, with its confidence")
+    text("moment" if brief else "moment, with its confidence")
     draw.rounded_rectangle((x, y - 6, x + 26, y + 6), 3, outline=WEAK, width=2)
     x += 36
-    text("candidate below the threshold")
+    text("below threshold" if brief else "candidate below the threshold")
 
 
 def png(result: dict[str, Any], *, width: int = WIDTH) -> bytes:

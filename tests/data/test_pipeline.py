@@ -39,13 +39,15 @@ def indices(**arguments):
 
 
 @settings(max_examples=15, deadline=None)
-@given(share=st.integers(1, 3), count=st.integers(1, 3), steps=st.integers(0, 6), start=st.integers(0, 6), threads=st.integers(1, 3), prefetch=st.integers(1, 4))
+@given(
+    share=st.integers(1, 3), count=st.integers(1, 3), steps=st.integers(0, 6), start=st.integers(0, 6), threads=st.integers(1, 3), prefetch=st.integers(1, 4)
+)
 def test_batches_are_a_function_of_the_step(share, count, steps, start, threads, prefetch):
     batch = share * count
     wanted = [[step * batch + row for row in range(batch)] for step in range(start, steps)]
     assert indices(batch=batch, steps=steps, start=start, threads=threads, prefetch=prefetch) == wanted
     parts = [indices(batch=batch, steps=steps, start=start, process_index=p, process_count=count) for p in range(count)]
-    assert [sum(rows, []) for rows in zip(*parts, strict=True)] == wanted
+    assert [[index for part in rows for index in part] for rows in zip(*parts, strict=True)] == wanted
 
 
 def test_arrays_stay_numpy_with_their_types_and_the_training_thread_makes_none():

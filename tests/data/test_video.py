@@ -36,7 +36,7 @@ def write(path, count=50, fps=10, codec="libx264", options=None, times_ms=None, 
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = gop
-        stream.options = {"preset": "veryfast", **(options or {})} if codec == "libx264" else options or {}
+        stream.options = {"preset": "veryfast", "sc_threshold": "0", **(options or {})} if codec == "libx264" else options or {}
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream("aac", rate=8000) if audio else None

@@ -14,15 +14,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from revision_jax.config import DecoderConfig, LoraConfig  # noqa: E402
+from revision_jax.config import DecoderConfig
 
 CONFIGS = {
-    "llama": DecoderConfig(vocab=61, width=32, layers=2, heads=4, kv_heads=4, head_dim=8, mlp=48, norm_eps=1e-5, rope_theta=10000.0, lora=LoraConfig(rank=4, alpha=8.0)),
+    "llama": DecoderConfig(vocab=61, width=32, layers=2, heads=4, kv_heads=4, head_dim=8, mlp=48, norm_eps=1e-5, rope_theta=10000.0),
     "qwen2": DecoderConfig(
-        vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, tie_embeddings=True, lora=LoraConfig(rank=4, alpha=8.0)
+        vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, tie_embeddings=True
     ),
 }
-# Names a test may also want live: the other tying of each family, and a head width that is not width / heads (LLaMA only in transformers).
+# What the live test compares as well: the other tying of each family, grouped heads, and a head width that is not width / heads.
 LIVE = {
     **CONFIGS,
     "llama_gqa_tied": DecoderConfig(vocab=97, width=48, layers=3, heads=6, kv_heads=2, head_dim=16, mlp=64, norm_eps=1e-5, tie_embeddings=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -32,14 +33,25 @@ def inputs(batch: int = 2, seed: int = 0) -> list[np.ndarray]:
 
 def params(seed: int = 0) -> dict:
     """An initialisation with noise on every array, so that biases and norms count."""
-    tree = SparseAdapter(CONFIG, HIDDEN).init(jax.random.key(seed), *inputs())["params"]
+    tree = jax.jit(SparseAdapter(CONFIG, HIDDEN).init)(jax.random.key(seed), *map(jnp.asarray, inputs()))["params"]
     random = np.random.default_rng(seed + 1)
     return jax.tree.map(lambda x: jnp.asarray(x + 0.2 * random.normal(size=x.shape), jnp.float32), tree)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "deterministic"))
+def jitted(tree: dict, *arrays: jax.Array, config: AdapterConfig = CONFIG, deterministic: bool = True, rngs: dict | None = None):
+    return SparseAdapter(config, HIDDEN).apply({"params": tree}, *arrays, deterministic=deterministic, rngs=rngs)
+
+
 def apply(tree: dict, arrays: list[np.ndarray], **kw) -> tuple[np.ndarray, np.ndarray]:
-    token, summary = SparseAdapter(CONFIG, HIDDEN).apply({"params": tree}, *arrays, **kw)
+    """(token, summary)."""
+    token, summary = jitted(tree, *map(jnp.asarray, arrays), **kw)
     return np.asarray(token), np.asarray(summary)
+
+
+@jax.jit
+def gradient(tree: dict, *arrays: jax.Array) -> dict:
+    return jax.grad(lambda p: jnp.sum(jitted(p, *arrays)[0] ** 2))(tree)
 
 
 # ------------------------------------------------------------------------------------- the steps in plain NumPy, one example at a time
@@ -124,24 +136,22 @@ def test_what_lies_in_pads_does_not_matter(garbage):
     dirty = [np.where(frame_mask[..., None], frames, garbage), frame_mask, np.where(query_mask[..., None], query, garbage), query_mask]
     np.testing.assert_array_equal(apply(tree, dirty)[0], apply(tree, arrays)[0])
 
-    grads = jax.grad(lambda p: jnp.sum(SparseAdapter(CONFIG, HIDDEN).apply({"params": p}, *dirty)[0] ** 2))(tree)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(tree, *map(jnp.asarray, dirty))))
 
 
 def test_an_empty_window_or_query_gives_finite_numbers():
     tree, (frames, frame_mask, query, query_mask) = params(), inputs()
     frame_mask, query_mask = frame_mask.copy(), query_mask.copy()
     frame_mask[0] = query_mask[1] = False
-    module = SparseAdapter(CONFIG, HIDDEN)
-    value, grads = jax.value_and_grad(lambda p: jnp.sum(module.apply({"params": p}, frames, frame_mask, query, query_mask)[0]))(tree)
-    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    arrays = [frames, frame_mask, query, query_mask]
+    assert all(np.isfinite(leaf).all() for leaf in [*apply(tree, arrays), *jax.tree.leaves(gradient(tree, *map(jnp.asarray, arrays)))])
 
 
-@settings(max_examples=10, deadline=None)
-@given(extra=st.integers(0, 6), words=st.integers(0, 4), seed=st.integers(0, 3))
+@settings(max_examples=8, deadline=None)
+@given(extra=st.sampled_from([0, 1, 6]), words=st.sampled_from([0, 3]), seed=st.integers(0, 3))  # few sizes: each is a compilation
 def test_padding_on_the_right_changes_nothing(extra, words, seed):
     tree, arrays = params(), inputs(seed=seed)
-    pad = lambda x, n: np.pad(x, [(0, 0), (0, n)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
+    pad = lambda x, n: np.pad(x, [(0, 0), (0, n)] + [(0, 0)] * (x.ndim - 2))
     longer = [pad(arrays[0], extra), pad(arrays[1], extra), pad(arrays[2], words), pad(arrays[3], words)]
     np.testing.assert_allclose(apply(tree, longer)[0], apply(tree, arrays)[0], atol=1e-5)
 
@@ -177,13 +187,12 @@ def test_dropout_acts_in_training_only():
     tree, arrays = params(), inputs()
     train = [apply(tree, arrays, deterministic=False, rngs={"dropout": jax.random.key(seed)})[0] for seed in (0, 0, 1)]
     assert np.array_equal(train[0], train[1]) and np.abs(train[0] - train[2]).max() > 1e-3
-    module = SparseAdapter(dataclasses.replace(CONFIG, dropout=0.0), HIDDEN)
-    assert np.array_equal(module.apply({"params": tree}, *arrays, deterministic=False)[0], apply(tree, arrays)[0])
+    assert np.array_equal(apply(tree, arrays, config=dataclasses.replace(CONFIG, dropout=0.0), deterministic=False)[0], apply(tree, arrays)[0])
 
 
 def test_another_width_is_refused():
     arrays = inputs()
-    with pytest.raises(ValueError, match="query have width 15, config.width is 16"):
+    with pytest.raises(ValueError, match=r"query have width 15, config\.width is 16"):
         apply(params(), [*arrays[:2], arrays[2][..., 1:], arrays[3]])
 
 
@@ -192,14 +201,15 @@ def test_another_width_is_refused():
 
 def test_dense_is_linear_and_mlp_is_two_layers_with_exact_gelu():
     x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    given_ = jnp.asarray(x)
     dense, mlp = make_adapter(AdapterConfig(kind="dense"), HIDDEN), make_adapter(AdapterConfig(kind="mlp"), HIDDEN)
     assert isinstance(dense, DenseAdapter) and isinstance(mlp, MlpAdapter) and isinstance(make_adapter(CONFIG, HIDDEN), SparseAdapter)
-    p = dense.init(jax.random.key(0), x)["params"]
+    p = dense.init(jax.random.key(0), given_)["params"]
     assert set(p) == {"mm_projector"}
     p["mm_projector"]["bias"] = jnp.arange(HIDDEN, dtype=jnp.float32)
-    np.testing.assert_allclose(dense.apply({"params": p}, x), x @ np.asarray(p["mm_projector"]["weight"]).T + np.arange(HIDDEN), atol=1e-5)
-    p = mlp.init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(dense.apply({"params": p}, given_), x @ np.asarray(p["mm_projector"]["weight"]).T + np.arange(HIDDEN), atol=1e-5)
+    p = mlp.init(jax.random.key(0), given_)["params"]
     assert set(p) == {"readout"} and set(p["readout"]) == {"0", "2"}
     inner = x.astype(np.float64) @ np.asarray(p["readout"]["0"]["weight"], np.float64).T
     inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
-    np.testing.assert_allclose(mlp.apply({"params": p}, x), inner @ np.asarray(p["readout"]["2"]["weight"], np.float64).T, atol=1e-5)
+    np.testing.assert_allclose(mlp.apply({"params": p}, given_), inner @ np.asarray(p["readout"]["2"]["weight"], np.float64).T, atol=1e-5)

@@ -26,7 +26,7 @@ def test_spec_of_a_stacked_weight_and_of_an_activation():
 
 
 def test_unknown_names_raise():
-    with pytest.raises(ConfigError, match="'embedd'.*known are"):
+    with pytest.raises(ConfigError, match=r"'embedd'.*known are"):
         Rules().spec("embedd")
     with pytest.raises(ConfigError, match="'indivisible'"):
         Rules().spec("indivisible")
@@ -35,7 +35,7 @@ def test_unknown_names_raise():
 
 
 def test_two_dimensions_on_one_mesh_axis_raise():
-    with pytest.raises(ConfigError, match="'heads' and 'mlp'.*'tensor'"):
+    with pytest.raises(ConfigError, match=r"'heads' and 'mlp'.*'tensor'"):
         Rules().spec("heads", "mlp")
     with pytest.raises(ConfigError, match="'fsdp'"):
         Rules().spec("batch", "embed")

@@ -8,11 +8,11 @@ import pytest
 from revision_jax import paths
 from revision_jax.config import ConfigError, StageConfig
 from revision_jax.training.state import begin_stage, copied, merge, split
-from tests.training.toy_task import toy_state
+from tests.training.toy_task import made_state
 
 
 def test_split_and_merge():
-    state = toy_state()
+    state = made_state()
     trainable, frozen = split(state, ("lora/fine", "params/last"))
     assert sorted(paths.flatten(trainable)) == ["lora/fine/a", "lora/fine/b", "params/last/kernel"]
     assert set(paths.flatten(trainable)).isdisjoint(paths.flatten(frozen))
@@ -23,11 +23,11 @@ def test_split_and_merge():
 
 def test_a_prefix_without_leaves_is_named_with_what_there_is():
     with pytest.raises(ConfigError, match=r"stages\.x\.train: nothing of the model lies under 'lora/dense'; there are .*lora/fine"):
-        split(toy_state(), ("lora/dense",), "stages.x.train")
+        split(made_state(), ("lora/dense",), "stages.x.train")
 
 
 def test_copies_are_equal_and_arrays_of_their_own():
-    state = toy_state()
+    state = made_state()
     made = copied(state, (("lora/coarse", "lora/fine"),))
     for part in ("a", "b"):
         np.testing.assert_array_equal(made["lora/fine"][part], state["lora/coarse"][part])
@@ -37,16 +37,16 @@ def test_copies_are_equal_and_arrays_of_their_own():
 
 def test_copies_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="nothing of the model lies under 'lora/none'"):
-        copied(toy_state(), (("lora/none", "lora/fine"),))
+        copied(made_state(), (("lora/none", "lora/fine"),))
     with pytest.raises(ConfigError, match="nothing of the model lies under 'lora/none'"):
-        copied(toy_state(), (("lora/fine", "lora/none"),))
-    state = toy_state()
+        copied(made_state(), (("lora/fine", "lora/none"),))
+    state = made_state()
     state["lora/coarse"]["a"] = jnp.zeros((3, 3))
     with pytest.raises(ConfigError, match="differs at lora/fine/a"):
         copied(state, (("lora/coarse", "lora/fine"),))
 
 
 def test_what_is_trained_becomes_float32_and_the_rest_keeps_its_type():
-    state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), toy_state())
+    state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), made_state())
     begun = begin_stage(state, dataclasses.replace(StageConfig(task="pretrain"), train=("lora/fine",)))
     assert begun["lora/fine"]["a"].dtype == jnp.float32 and begun["lora/coarse"]["a"].dtype == jnp.bfloat16

@@ -47,7 +47,7 @@ def tags(text, name):
 
 def test_what_people_type_is_text():
     text = page.html(result(query=NASTY, path="/films/<b>&.mp4"), "/films/out.html", frames)
-    assert len(tags(text, "script")) == 1 and tags(text, "b") != [{}] * 2
+    assert len(tags(text, "script")) == 1 and len(tags(text, "b")) == 1  # the page's own
     assert all("onerror" not in attrs for _, attrs in Tags(text).tags)
     assert "&lt;script&gt;alert(&#x27;1&#x27;)" in text
 
@@ -56,7 +56,7 @@ def test_nothing_is_loaded_from_elsewhere():
     text = page.html(result(), "out/page.html", frames)
     assert not tags(text, "link")
     assert all(attrs["src"].startswith("data:image/jpeg;base64,") for attrs in tags(text, "img"))
-    assert not re.search(r"(https?:)?//\w", text)
+    assert not re.search(r'https?://|(src|href)="//|@import|url\(', text)
 
 
 def test_the_video_is_linked_relative_and_quoted(tmp_path):

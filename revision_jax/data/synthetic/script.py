@@ -83,7 +83,7 @@ def _stand(body: Body, share: float, key: tuple[int, int]) -> Drawn:
 # ---------------------------------------------------------------------------------------------------------------------- generation
 
 
-def make_script(seed: int, duration_s: float, fps: int = 5) -> Script:
+def make_script(seed: int, duration_s: float, fps: float = 5) -> Script:
     """The script of one video. Raises UserError for a duration, frame rate or seed out of range."""
     if not DURATION_S[0] <= duration_s <= DURATION_S[1]:
         raise UserError(f"duration: must lie between {DURATION_S[0]:.0f} and {DURATION_S[1]:.0f} seconds, is {duration_s:g}")
@@ -246,7 +246,7 @@ def _span(dice: Dice, items: list[tuple[float, int]]) -> int | None:
     return dice.integer(low, high) if low <= high else None
 
 
-def _box(event: Event) -> tuple[int, int, int, int]:
+def _box(event: Event) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of all that the event ever covers."""
     bodies = [event.body] + ([event.other] if event.other else [])
     xs = [(place[0] - body.diameter / 2, place[0] + body.diameter / 2) for body in bodies for place in (body.begin, body.finish)]

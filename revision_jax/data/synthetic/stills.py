@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int8, UInt8
 from PIL import Image
 
-from revision_jax.data.synthetic.language import caption, phrase, random_query
+from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIZE_WORDS, caption, phrase, random_query
 from revision_jax.data.synthetic.render import draw
 from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture
 from revision_jax.data.synthetic.script import can_pass, passing_offset
@@ -183,7 +183,7 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
     seed: any whole number; pictures of different seeds are independent. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
-    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star ."}.
+    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star .", "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
     for number in range(batch):
@@ -195,7 +195,24 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
         queries += asked
         captions += [phrase(query, dice) for query in asked]
         full.append(caption(drawn, dice))
-    return {"images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "full_captions": full}
+    tags, tag_labels = single_words(scenes, Dice("tags", seed))
+    return {
+        "images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "full_captions": full, "tags": tags, "tag_labels": tag_labels,
+    }  # fmt: skip
+
+
+def single_words(scenes: list[tuple[Drawn, ...]], dice: Dice) -> tuple[list[str], Bool[np.ndarray, "B A"]]:
+    """Captions of one attribute each ("something red", "a hoop"), all twenty of them, and which pictures each holds for.
+
+    They are to whole captions what tags are to alt texts: the words are learnt in a few hundred steps, and conjunctions can build on them.
+    """
+    captions, labels = [], []
+    for kind, words in (("colour", COLOUR_WORDS), ("shape", SHAPE_WORDS), ("size", SIZE_WORDS), ("pattern", PATTERN_BEFORE)):
+        for value, synonyms in words.items():
+            word = dice.pick(synonyms)
+            captions.append(f"a {word}" if kind == "shape" else f"something {word}")
+            labels.append([any(getattr(item.subject, kind) == value for item in drawn) for drawn in scenes])
+    return captions, np.array(labels).T
 
 
 _CODES = {name: code for names in (SIZES, PATTERNS, COLOURS, SHAPES) for code, name in enumerate(names)}

@@ -1,0 +1,90 @@
+"""Trains a config: `python -m launch.train tiny [--workdir DIR] [--stages a,b] [field.name=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from launch.cli import Parser, run
+
+if TYPE_CHECKING:
+    from revision_jax.config import ExperimentConfig
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m launch.train",
+        description="Trains the stages of a config one after another. A run that was stopped or killed goes on where it was: give the same command again.",
+        epilog="Exit status: 0 trained to the end, 2 bad input, 130 and 143 stopped by Ctrl-C or SIGTERM after saving.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a preset of configs/ (tiny) or a Python file with get_config()")
+    parser.add_argument("--workdir", metavar="DIR", type=Path, help="checkpoints, metrics and rendered data (default outputs/<config's name>)")
+    parser.add_argument("--stages", metavar="A,B", help="only these stages (default: all)")
+    parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.seed=3 or train.stages.1a.steps=100")
+    return parser.parse_intermixed_args(arguments)
+
+
+def load_config(name: str) -> ExperimentConfig:
+    """The config of a preset's name or of a Python file. Raises UserError naming what there is."""
+    from revision_jax.config import ExperimentConfig
+    from revision_jax.errors import UserError
+
+    module = _from_file(Path(name)) if name.endswith(".py") else _preset(name)
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"{name}: has no function get_config()")
+    config = module.get_config()
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{name}: get_config() gives a {type(config).__name__}, must give an ExperimentConfig")
+    return config
+
+
+def _preset(name: str) -> ModuleType:
+    import configs
+    from revision_jax.errors import UserError
+
+    known = sorted(path.stem for folder in configs.__path__ for path in Path(folder).glob("*.py") if not path.stem.startswith("_"))
+    if name not in known:
+        raise UserError(f"{name}: no such config; there are {', '.join(known)}, or give the path of a .py file")
+    return importlib.import_module(f"configs.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    from revision_jax.errors import UserError
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from error
+    return module
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    from revision_jax.config import override
+
+    config = override(load_config(options.config), options.overrides)
+    workdir = options.workdir or Path("outputs") / config.name
+    stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
+
+    from revision_jax.training.corpus import prepare
+    from revision_jax.training.loop import run as train
+
+    result = train(config, workdir, prepare(config, workdir), stages=stages)
+    if result.stopped:
+        return 130 if result.stopped == signal.SIGINT else 143
+    print(f"{workdir}: stage {result.stage} done at step {result.step}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

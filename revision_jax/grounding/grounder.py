@@ -1,0 +1,195 @@
+"""The public API: a model that answers questions about videos.
+
+    from revision_jax import Grounder
+    grounder = Grounder.from_pretrained("checkpoints/tiny")
+    video = grounder.encode("film.mp4")
+    answers = grounder.ground(video, ["a red ring turns green"])
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from revision_jax import checkpoint, extraction, paths
+from revision_jax.config import ExperimentConfig, LevelConfig
+from revision_jax.data import video as files
+from revision_jax.data.features import FeatureStore, matches
+from revision_jax.data.tokenizer import Tokenizer
+from revision_jax.errors import UserError
+from revision_jax.grounding import answer as answers
+from revision_jax.grounding.answer import Answer
+from revision_jax.grounding.confidence import Calibrator
+from revision_jax.grounding.levels import Window
+from revision_jax.grounding.programs import Programs
+from revision_jax.grounding.search import Found, Searcher
+from revision_jax.grounding.source import Source, StoreSource
+from revision_jax.models import revision
+
+PATCH_WINDOWS = 64  # patch windows whose features are remembered
+
+
+def default_cache() -> Path:
+    """Where encoded videos and compiled programs are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revision_jax"
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Keeps compiled programs on disk, so that a new process does not compile again. Leaves a cache that is already configured alone."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video and its features on disk. `seconds`: what encoding took, 0 from the cache."""
+
+    path: str
+    duration_s: float
+    fps: float
+    source: Source = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class Grounder:
+    """One model. Encodes videos once, answers any number of questions about them."""
+
+    def __init__(self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer, calibrator: Calibrator | None = None, cache_dir: str | Path | None = None):
+        """`from_pretrained` reads these from a folder. Raises ConfigError where they do not fit together."""
+        self.config, self.calibrator = config, calibrator
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
+        self.programs = Programs(config, state, tokenizer)
+        self.searcher = Searcher(config, self.programs, calibrator)
+        self._encoder = ""
+        self._patches: OrderedDict[tuple, dict[str, np.ndarray]] = OrderedDict()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder:
+        """Reads config.json, model.safetensors, tokenizer.json and, where there is one, calibration.json.
+
+        Raises UserError: no such folder, a file missing or unreadable, tensors that do not match the config (all of them named).
+        """
+        cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
+        use_compile_cache(cache_dir / "xla")
+        config = checkpoint.load_config(path)
+        shipped = checkpoint.load(path, expected_shapes, dtype="bfloat16" if config.decoder.dtype == "bfloat16" else "float32")
+        calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
+        return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir)
+
+    @property
+    def threshold(self) -> float:
+        """Confidence at which a moment is accepted, unless a call says otherwise: the calibration's, or the config's."""
+        fitted = self.calibrator is not None and self.config.grounding.confidence == "calibrated"
+        return self.calibrator.threshold if fitted else self.config.grounding.threshold
+
+    def encode(self, path: str | Path, progress: Callable[[float, float], None] | None = None) -> EncodedVideo:
+        """Looks at every frame once and keeps what was seen, by the file's content and the encoder: a second call reads it from disk.
+
+        progress(seconds done, seconds in all). Raises UserError for what is no readable video, and where the cache cannot be written.
+        """
+        began = time.perf_counter()
+        info, content = files.probe(path), files.content_hash(path)
+        self._encoder = self._encoder or extraction.encoder_identity(self.config, self.programs.state["params"])
+        rate = self.config.grounding.rate
+        kept = self.cache_dir / "features" / f"{content}-{self._encoder}-{rate:g}.features"
+        store = _open(kept, content, self._encoder, rate)
+        seconds = 0.0
+        if store is None:
+            store = extraction.extract(path, self.config, self.programs.state["params"], kept, progress=progress)
+            seconds = time.perf_counter() - began
+        return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), tuple(store.header.warnings), seconds)
+
+    def find(
+        self, video: EncodedVideo | str | Path, queries: Sequence[str], *, top_k: int = 5, start_s: float | None = None, end_s: float | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[Found]:
+        """`ground` without the decision: candidates with their features, and the traces of all levels."""
+        video = video if isinstance(video, EncodedVideo) else self.encode(video)
+        start, end = _stretch(video, start_s, end_s)
+        if top_k < 1:
+            raise UserError(f"top_k: must be at least 1, is {top_k}")
+        refine = lambda window, level: self._patch_features(video, window, level)
+        return self.searcher.search(video.source, list(queries), start_s=start, end_s=end, top_k=top_k, refine=refine, progress=progress)
+
+    def ground(
+        self, video: EncodedVideo | str | Path, queries: Sequence[str], top_k: int = 5, threshold: float | None = None, start_s: float | None = None,
+        end_s: float | None = None, progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[Answer]:
+        """When each thing happens in seconds [start_s, end_s] of a video (default: all of it), or that it does not.
+
+        At most `top_k` moments a question, ranked; accepted from `threshold` up. Raises UserError for a question, range or number that cannot be used.
+        """
+        video = video if isinstance(video, EncodedVideo) else self.encode(video)
+        threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold: must lie in [0, 1], is {threshold}")
+        found = self.find(video, queries, top_k=top_k, start_s=start_s, end_s=end_s, progress=progress)
+        return [answers.answer(one, threshold, video.duration_s, {"encode": video.seconds}) for one in found]
+
+    def to_json(self, video: EncodedVideo, given: Iterable[Answer]) -> dict[str, Any]:
+        """One video's part of the JSON that `launch.ground` writes."""
+        return answers.result(video.path, video.duration_s, video.fps, list(given), video.warnings)
+
+    def check(self, query: str) -> None:
+        """Raises UserError for a question that cannot be asked, before any video is read."""
+        self.programs.question(query)
+
+    def _patch_features(self, video: EncodedVideo, window: Window, level: LevelConfig) -> dict[str, np.ndarray] | None:
+        """The patch features of a few seconds, read from the video itself; None where there is nothing to read."""
+        key = (video.source.key, window, level.name)
+        if key in self._patches:
+            self._patches.move_to_end(key)
+            return self._patches[key]
+        config, params = self.config, self.programs.state["params"]
+        try:
+            size = extraction.frame_size(config, files.probe(video.path))
+            reader = files.read_frames(video.path, level.rate, start_s=window.start_s, end_s=window.end_s, size=size, chunk=extraction.CHUNK)
+            parts = [arrays for _, arrays in extraction.features_of(config, params, ((chunk.times, chunk.frames) for chunk in reader))]
+        except UserError:  # beyond the end of a cut file: the coarser boundaries stand
+            return None
+        if not parts:
+            return None
+        made = {}
+        for name in ("tokens", "change"):
+            values = np.concatenate([part[name] for part in parts])[: level.tokens]
+            made[name] = np.concatenate([values, np.zeros((level.tokens - len(values), *values.shape[1:]), values.dtype)])
+        made["valid"] = np.arange(level.tokens) < sum(len(part["change"]) for part in parts)
+        self._patches[key] = made
+        if len(self._patches) > PATCH_WINDOWS:
+            self._patches.popitem(last=False)
+        return made
+
+
+def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a model of this config has."""
+    return {name: tuple(leaf.shape) for name, leaf in paths.flatten(revision.abstract_state(config)).items()}
+
+
+def _open(path: Path, content: str, encoder: str, rate: float) -> FeatureStore | None:
+    """The store, if it is there and was made from this. One that is damaged or of another version is made anew."""
+    if not path.is_file():
+        return None
+    try:
+        store = FeatureStore(path)
+    except UserError:
+        return None
+    return store if matches(store.header, content, encoder, rate) else None
+
+
+def _stretch(video: EncodedVideo, start_s: float | None, end_s: float | None) -> tuple[float, float]:
+    start = 0.0 if start_s is None else float(start_s)
+    end = video.duration_s if end_s is None else min(float(end_s), video.duration_s)
+    if not 0 <= start < end:
+        raise UserError(f"{video.path}: nothing to search from {start:g} s to {end:g} s; the video lasts {video.duration_s:.1f} s")
+    return start, end

@@ -1,0 +1,402 @@
+"""The recursion: one loop over levels, coarse to fine, for all questions at once.
+
+    regions = the whole stretch
+    for each level: windows of the level inside the regions -> tokens -> answers -> ranked; the best `beam` windows are the next regions
+    frame level: spans in seconds, each with a confidence; patch level: their boundaries looked at closely
+    overlapping spans are merged, the best `top_k` are the answer
+
+What a window level hands on is its windows ranked by P(present) of their group times the probability that the answer names them (summed over the
+beam), plus `RETRIEVAL` times the window's similarity to the question: plain frame retrieval fills the places that the decoder leaves open, and
+it is what a search of hours may not lose (DESIGN, section 1).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
+from revision_jax.grounding import confidence as sure
+from revision_jax.grounding import levels as places
+from revision_jax.grounding import merging
+from revision_jax.grounding.confidence import CLIP, Calibrator
+from revision_jax.grounding.levels import EPSILON, Window
+from revision_jax.grounding.prefix_cache import PrefixCache
+from revision_jax.grounding.programs import Programs, Question, WindowTokens
+from revision_jax.grounding.prompt import parse_ids
+from revision_jax.grounding.source import Source, gather
+
+RETRIEVAL = 0.25  # weight of a window's similarity in its rank; the answer's part lies in [0, 1]
+BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
+Refine = Callable[[Window, LevelConfig], dict[str, np.ndarray] | None]  # a patch window's {"tokens" [T N E], "change" [T N], "valid" [T]}
+Progress = Callable[[str, int, int], None]  # level, done, of
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A span that may be the answer, in seconds; `features` are `confidence.FEATURES`."""
+
+    start_s: float
+    end_s: float
+    confidence: float
+    features: dict[str, float] = field(default_factory=dict, compare=False)
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A window with its rank score, and what is said about it: log-odds of its group, log-probability of being named."""
+
+    window: Window
+    score: float
+    present: float = 0.0
+    named: float = 0.0
+
+
+@dataclass
+class Trace:
+    """What one level did for one question: the path to the answer."""
+
+    level: LevelConfig
+    windows: list[Ranked] = field(default_factory=list)
+    kept: list[Window] = field(default_factory=list)
+    count: int = 0  # windows the level has over the stretch, looked at or not
+    calls: int = 0  # device calls that worked on this question
+    seconds: float = 0.0
+    dropped_tokens: int = 0
+    parse_failures: int = 0
+
+    @property
+    def survivors(self) -> list[tuple[float, float]]:
+        """Seconds that went on to the next level, joined."""
+        return places.joined((window.start_s, window.end_s) for window in self.kept)
+
+    def to_json(self) -> dict:
+        kept = set(self.kept)
+        shown = lambda w, score: {"start_s": round(w.start_s, 3), "end_s": round(w.end_s, 3), "score": round(min(max(score, 0.0), 1.0), 4), "kept": w in kept}
+        return {
+            "name": self.level.name, "kind": self.level.kind, "count": self.count, "looked_at": len(self.windows), "kept": len(self.kept), "calls": self.calls,
+            "seconds": round(self.seconds, 4), "dropped_tokens": self.dropped_tokens, "parse_failures": self.parse_failures,
+            "windows": [shown(ranked.window, ranked.score) for ranked in sorted(self.windows, key=lambda r: r.window)],
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to one question: `moments` merged and ranked, at most top_k; `candidates` before merging."""
+
+    query: str
+    moments: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
+    levels: tuple[Trace, ...]
+    seconds: dict[str, float]
+
+    @property
+    def parse_failures(self) -> int:
+        return sum(trace.parse_failures for trace in self.levels)
+
+
+@dataclass
+class _Asked:
+    """One question on its way through the levels."""
+
+    question: Question
+    regions: list[tuple[float, float]]
+    ranked: list[Ranked] = field(default_factory=list)  # kept windows of the level above
+    tokens: dict[tuple[str, Window], tuple] = field(default_factory=dict)  # (level, window) -> token, summary, similarity
+    candidates: list[Candidate] = field(default_factory=list)
+    traces: list[Trace] = field(default_factory=list)
+
+
+class Searcher:
+    """Searches films with one model. Keeps shared prefixes between calls, under the config's budget."""
+
+    def __init__(self, config: ExperimentConfig, programs: Programs, calibrator: Calibrator | None = None):
+        """Raises ConfigError where the levels cannot be run from coarse to fine."""
+        places.check_order(config.grounding.levels)
+        self.config, self.programs, self.calibrator = config, programs, calibrator
+        self.prefixes = PrefixCache(config.grounding.prefix_cache_mb << 20)
+
+    # ------------------------------------------------------------------------------------------------------------------- entrances
+
+    def search(
+        self, source: Source, queries: Sequence[str | Question], *, start_s: float = 0.0, end_s: float | None = None, top_k: int = 5,
+        refine: Refine | None = None, progress: Progress | None = None,
+    ) -> list[Found]:
+        """Answers every question about seconds [start_s, end_s] of a film by the whole hierarchy. Raises UserError for a question that cannot be used."""
+        end_s = source.duration_s if end_s is None else min(end_s, source.duration_s)
+        wanted = [level for level in places.applicable(self.config.grounding.levels, end_s - start_s) if level.kind != "patch" or refine is not None]
+        asked = [_Asked(self._question(query), [(start_s, end_s)]) for query in queries]
+        for index, level in enumerate(wanted):
+            report = (lambda done, of, name=level.name: progress(name, done, of)) if progress else (lambda done, of: None)
+            if level.kind in places.WINDOW_KINDS:
+                self._window_level(source, level, wanted[index + 1 :], asked, start_s, end_s, report)
+            elif level.kind == "dense":
+                windows = [places.frame_windows(a.regions, level, start_s, end_s, 1 / source.rate) for a in asked]
+                self._frame_level(source, level, asked, windows, start_s, end_s, report)
+            else:
+                self._patch_level(level, asked, start_s, end_s, refine, report)
+        return [self._found(a, top_k) for a in asked]
+
+    def localise(self, source: Source, queries: Sequence[str | Question], spans: Sequence[Sequence[tuple[float, float]]], *, top_k: int = 5) -> list[Found]:
+        """The frame level alone, in windows centred on the given spans of each question: how good is the answer where search cannot fail?"""
+        level = self._frame_kind()
+        asked = [_Asked(self._question(query), list(given)) for query, given in zip(queries, spans, strict=True)]
+        windows = [places.frame_windows(a.regions, level, 0.0, source.duration_s, 1 / source.rate) for a in asked]
+        self._frame_level(source, level, asked, windows, 0.0, source.duration_s, lambda done, of: None)
+        return [self._found(a, top_k) for a in asked]
+
+    def flat(self, source: Source, queries: Sequence[str | Question], *, level: str | None = None, top_k: int = 5) -> list[Found]:
+        """The baseline that VTimeLLM stands for: one pass, the whole film resampled to the frame level's tokens."""
+        chosen = self._frame_kind() if level is None else self.config.grounding.level(level)
+        whole = Window(0.0, source.duration_s, source.duration_s)
+        asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
+        self._frame_level(source, chosen, asked, [[whole] for _ in asked], 0.0, source.duration_s, lambda done, of: None)
+        return [self._found(a, top_k) for a in asked]
+
+    def _question(self, query: str | Question) -> Question:
+        return query if isinstance(query, Question) else self.programs.question(query)
+
+    def _frame_kind(self) -> LevelConfig:
+        for level in self.config.grounding.levels:
+            if level.kind == "dense":
+                return level
+        raise ConfigError("grounding.levels: there is no dense level")
+
+    # --------------------------------------------------------------------------------------------------------------- window levels
+
+    def _window_level(self, source: Source, level: LevelConfig, finer: list[LevelConfig], asked: list[_Asked], start_s: float, end_s: float, report) -> None:
+        """Sparse or nested: ranks the level's windows inside the regions of each question, and makes the best of them its regions."""
+        began = time.perf_counter()
+        base = level if level.kind == "sparse" else next(other for other in finer if other.kind == "sparse")
+        windows = places.windows(start_s, end_s, base.span_s, base.stride_s)
+        inside = [[w for w in windows if any(low - EPSILON <= w.centre_s <= high + EPSILON for low, high in a.regions)] for a in asked]
+        if level.kind == "nested":
+            inside = [windows for _ in asked]
+        calls = self._sparse_tokens(source, base, asked, inside, report)
+        rows: list[tuple[int, list[Window], WindowTokens]] = []  # question, its windows, their tokens
+        for number, a in enumerate(asked):
+            chosen = inside[number]
+            tokens = WindowTokens(*(np.stack(parts) for parts in zip(*(a.tokens[base.name, w] for w in chosen), strict=True)))
+            if level.kind == "nested":
+                length = places.run_length(level, base)
+                members = places.runs(chosen, length)
+                tokens = self.programs.run_tokens(level, tokens, members, length, a.question)
+                chosen = [places.spanned([chosen[i] for i in member]) for member in members]
+                calls[number] += math.ceil(len(chosen) / level.tokens)
+            for group in places.groups(len(chosen), level.tokens):
+                rows.append((number, [chosen[i] for i in group], WindowTokens(*(x[group.start : group.stop] for x in tokens))))
+            a.traces.append(Trace(level, count=len(chosen) if level.kind == "nested" else len(windows)))
+        decoded, _ = self.programs.window_answers(level, [(tokens, asked[number].question) for number, _, tokens in rows])
+        ranked: list[dict[Window, Ranked]] = [{} for _ in asked]
+        last = level is not None and not any(other.kind in (*places.WINDOW_KINDS, "dense") for other in finer)
+        for row, (number, members, tokens) in enumerate(rows):
+            spans = self._spans(level, decoded, row, len(members), asked[number].traces[-1])
+            named = np.zeros(len(members))
+            for s, e, j in spans:
+                named[s : e + 1] += math.exp(float(decoded.score[row, j]))
+                if last:  # a hierarchy that ends with windows answers in windows
+                    seconds = places.windows_seconds(members, s, e)
+                    features = self._features(decoded, row, j, seconds, tokens.level, (s, e), (0.0, 0.0), 0.0)
+                    asked[number].candidates.append(self._candidate(*seconds, features, None))
+            present = float(np.clip(decoded.present[row], -CLIP, CLIP))
+            for w, window in enumerate(members):
+                share = min(float(named[w]), 1.0)
+                score = (float(sure.sigmoid(present)) * share + RETRIEVAL * float(tokens.level[w])) / (1.0 + RETRIEVAL)
+                entry = Ranked(window, score, present, max(math.log(share), -CLIP) if share > 0 else -CLIP)
+                if window not in ranked[number] or entry.score > ranked[number][window].score:
+                    ranked[number][window] = entry
+        seconds = time.perf_counter() - began
+        for number, a in enumerate(asked):
+            order = sorted(ranked[number].values(), key=lambda r: (-r.score, r.window))
+            a.ranked = order[: level.beam]
+            a.regions = places.joined((r.window.start_s, r.window.end_s) for r in a.ranked)
+            trace = a.traces[-1]
+            trace.windows, trace.kept = order, [r.window for r in a.ranked]
+            groups = sum(1 for other, *_ in rows if other == number)
+            trace.calls, trace.seconds = calls[number] + math.ceil(groups / level.batch), seconds / len(asked)
+
+    def _sparse_tokens(self, source: Source, level: LevelConfig, asked: list[_Asked], inside: list[list[Window]], report) -> list[int]:
+        """Makes the sparse tokens that are missing, reading each group of windows once for all questions. Returns the device calls of each question."""
+        calls = [0] * len(asked)
+        missing = [[w for w in wanted if (level.name, w) not in a.tokens] for a, wanted in zip(asked, inside, strict=True)]
+        everything = sorted({w for windows in missing for w in windows})
+        parts = [everything[i : i + level.tokens] for i in range(0, len(everything), level.tokens)]
+        for done, part in enumerate(parts):
+            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names))
+            for number, a in enumerate(asked):
+                wanted = set(missing[number])
+                if not wanted.intersection(part):
+                    continue
+                made = self.programs.window_tokens(level, arrays, valid, a.question)
+                calls[number] += 1
+                for i, window in enumerate(part):
+                    if window in wanted:
+                        a.tokens[level.name, window] = (made.token[i], made.summary[i], made.level[i])
+            report(done + 1, len(parts))
+        return calls
+
+    # ---------------------------------------------------------------------------------------------------------------- frame level
+
+    def _frame_level(
+        self, source: Source, level: LevelConfig, asked: list[_Asked], windows: list[list[Window]], start_s: float, end_s: float, report
+    ) -> None:
+        """Dense: spans in each window of each question, as candidates in seconds."""
+        began = time.perf_counter()
+        rows = sorted(((w, number) for number, chosen in enumerate(windows) for w in chosen), key=lambda row: (row[0], row[1]))
+        for number, a in enumerate(asked):
+            count = len(places.windows(start_s, end_s, level.span_s, level.stride_s))
+            a.traces.append(Trace(level, count=max(count, len(windows[number]))))
+        best: dict[tuple[int, Window], float] = {}
+        batches = [rows[i : i + level.batch] for i in range(0, len(rows), level.batch)]
+        for done, part in enumerate(batches):
+            entries = self._prefixes(source, level, [w for w, _ in part])
+            out = self.programs.frame_answers(level, [(entries[w], asked[number].question) for w, number in part])
+            for number in {number for _, number in part}:
+                asked[number].traces[-1].calls += 1
+            for row, (window, number) in enumerate(part):
+                a = asked[number]
+                valid = int(np.sum(entries[window]["valid"]))
+                best[number, window] = 0.0
+                for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
+                    low, high = places.slot_seconds(window, level.tokens, s, e)
+                    low, high = max(low, start_s), min(high, end_s)
+                    if high <= low:
+                        continue
+                    cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
+                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid], (s, e), _coarse(a.ranked, low, high), float(cut))
+                    candidate = self._candidate(low, high, features, window)
+                    best[number, window] = max(best[number, window], candidate.confidence)
+                    a.candidates.append(candidate)
+            report(done + 1, len(batches))
+        seconds = time.perf_counter() - began
+        for number, a in enumerate(asked):
+            trace = a.traces[-1]
+            trace.windows, trace.seconds = [Ranked(w, best[number, w]) for w in windows[number]], seconds / len(asked)
+
+    def _prefixes(self, source: Source, level: LevelConfig, windows: Sequence[Window]) -> dict[Window, dict]:
+        """Prefix entries of the windows, from the cache where it has them."""
+        found = {window: self.prefixes.get((source.key, level.name, window)) for window in dict.fromkeys(windows)}
+        missing = [window for window, entry in found.items() if entry is None]
+        if missing:
+            arrays, valid = gather(source, missing, level.tokens, self.programs.names)
+            for window, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid), strict=True):
+                found[window] = entry
+                self.prefixes.put((source.key, level.name, window), entry)
+        return found
+
+    # ---------------------------------------------------------------------------------------------------------------- patch level
+
+    def _patch_level(self, level: LevelConfig, asked: list[_Asked], start_s: float, end_s: float, refine: Refine, report) -> None:
+        """Looks closely at both boundaries of the best candidates of each question, and moves them where the patches say so.
+
+        A window around the start moves the start if its answer begins inside of it, one around the end the end if it ends inside. An answer
+        of "absent" moves nothing.
+        """
+        began = time.perf_counter()
+        rows = []  # question, candidate, which boundary, window, arrays
+        for number, a in enumerate(asked):
+            a.traces.append(Trace(level))
+            a.candidates = [a.candidates[i] for i in self._order(a.candidates)[0]]
+            for which in range(min(level.beam, len(a.candidates))):
+                candidate = a.candidates[which]
+                for side, boundary in enumerate((candidate.start_s, candidate.end_s)):
+                    window = places.boundary_window(boundary, level, start_s, end_s)
+                    arrays = refine(window, level)
+                    a.traces[-1].count += 1
+                    if arrays is not None:
+                        rows.append((number, which, side, window, arrays))
+        if rows:
+            decoded, dropped, _ = self.programs.patch_answers(level, [(arrays, asked[number].question) for number, *_, arrays in rows])
+            for row, (number, which, side, window, arrays) in enumerate(rows):
+                a, trace = asked[number], asked[number].traces[-1]
+                valid = int(arrays["valid"].sum())
+                present = float(sure.sigmoid(decoded.present[row]))
+                trace.windows.append(Ranked(window, present))
+                trace.dropped_tokens += int(dropped[row])
+                spans = self._spans(level, decoded, row, valid, trace)
+                if present > 0.5 and spans:
+                    s, e, _ = spans[0]
+                    low, high = places.slot_seconds(window, level.tokens, s, e)
+                    candidate = a.candidates[which]
+                    # A span that touches the window's edge goes on beyond it: it says nothing about where this boundary lies.
+                    seen = s > 0 if side == 0 else e < valid - 1
+                    moved = replace(candidate, start_s=max(low, start_s)) if side == 0 else replace(candidate, end_s=min(high, end_s))
+                    if seen and moved.start_s < moved.end_s:
+                        a.candidates[which] = moved
+                        trace.kept.append(window)
+            report(len(rows), len(rows))
+        seconds = time.perf_counter() - began
+        for number, a in enumerate(asked):
+            a.traces[-1].seconds = seconds / len(asked)
+            a.traces[-1].calls = math.ceil(sum(1 for other, *_ in rows if other == number) / level.batch)
+
+    # ---------------------------------------------------------------------------------------------------------------------- parts
+
+    def _spans(self, level: LevelConfig, decoded, row: int, count: int, trace: Trace) -> list[tuple[int, int, int]]:
+        """(first, last, hypothesis) of a row's answers, best first; what cannot be read is counted."""
+        spans = []
+        for j in range(decoded.length.shape[1]):
+            length = int(decoded.length[row, j])
+            if not length:
+                continue
+            parsed = parse_ids(self.programs.tokenizer, level.prompt, decoded.tokens[row, j, :length])
+            if parsed is None or parsed == "absent" or parsed[1] >= count:
+                trace.parse_failures += 1
+            else:
+                spans.append((parsed[1], min(parsed[2], count - 1), j))
+        return spans
+
+    def _features(
+        self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, span: tuple[int, int], coarse: tuple[float, float], edge: float
+    ) -> dict[str, float]:
+        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window [T]."""
+        length = decoded.length[row, j]
+        inside = seen[span[0] : span[1] + 1]
+        beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
+        return {
+            "present": float(np.clip(decoded.present[row], -CLIP, CLIP)),
+            "score": max(float(decoded.score[row, j]), -CLIP),
+            "behind": max(float(decoded.score[row, j] - decoded.score[row, 0]), -CLIP),
+            "entropy": float(sure.mean_entropy(decoded.entropy[row, j], length)),
+            "max_entropy": float(sure.max_entropy(decoded.entropy[row, j], length)),
+            "coarse_present": coarse[0],
+            "coarse_score": coarse[1],
+            "inside_mean": float(inside.mean()),
+            "inside_max": float(inside.max()),
+            "margin": float(inside.mean() - beside.mean()) if len(beside) else 0.0,
+            "log_duration": math.log(max(seconds[1] - seconds[0], 1e-3)),
+            "edge": edge,
+        }
+
+    def _candidate(self, start_s: float, end_s: float, features: dict, window: Window | None) -> Candidate:
+        return Candidate(start_s, end_s, sure.confidence(self.config.grounding.confidence, features, self.calibrator), features, window)
+
+    def _order(self, candidates: list[Candidate]) -> tuple[list[int], list[float]]:
+        """Indices of the candidates that merging leaves, best first, and their confidence after it."""
+        spans = np.asarray([(c.start_s, c.end_s) for c in candidates], np.float64).reshape(-1, 2)
+        scores = np.asarray([c.confidence for c in candidates], np.float64)
+        if self.config.grounding.merge == "soft_nms":
+            order, lowered = merging.soft_nms(spans, scores, self.config.grounding.merge_iou)
+            return order.tolist(), lowered.tolist()
+        order = merging.nms(spans, scores, self.config.grounding.merge_iou)
+        return order.tolist(), scores[order].tolist()
+
+    def _found(self, a: _Asked, top_k: int) -> Found:
+        order, scores = self._order(a.candidates)
+        moments = tuple(replace(a.candidates[i], confidence=score) for i, score in zip(order[:top_k], scores[:top_k], strict=True))
+        for trace in a.traces:
+            if trace.level.kind == "dense":
+                trace.kept = sorted({m.window for m in moments if m.window is not None})
+        return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
+
+
+def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:
+    """Of the windows above that show a span, what was said about the best ranked one: (log-odds of presence, log-probability of being named)."""
+    touching = [r for r in ranked if min(r.window.end_s, high) > max(r.window.start_s, low)]
+    best = max(touching, key=lambda r: r.score, default=None)
+    return (best.present, best.named) if best else (0.0, 0.0 if not ranked else -CLIP)

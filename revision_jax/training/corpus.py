@@ -1,0 +1,99 @@
+"""The corpus of the grounding stages: the world's films rendered, and encoded once by the frozen encoder that pre-training left.
+
+Everything is kept under the work directory and checked by content hash and encoder identity, so a run that was killed goes on with the film it
+was at, and a second call costs nothing. Rendering runs in worker processes (they import no jax) while this process encodes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.data.corpus import Corpus, TrainVideo
+from revision_jax.data.features import FeatureStore, matches
+from revision_jax.data.synthetic.script import split_script
+from revision_jax.data.synthetic.write import write
+from revision_jax.data.video import content_hash
+from revision_jax.errors import UserError
+from revision_jax.extraction import encoder_identity, extract
+
+Report = Callable[[str, int, int], None]  # (what is being done, films done, films in all)
+
+
+def render_film(split: str, index: int, duration_s: float, fps: int, directory: str) -> str:
+    """Worker: renders one film of a split into `directory` (if it is not there yet) and returns its path."""
+    film = Path(directory) / "video.mp4"
+    if not film.exists():
+        os.nice(5)  # encoding, in the process that waits for us, goes first
+        write(split_script(split, index, duration_s, fps=fps), directory)
+    return str(film)
+
+
+def _store(film: Path, config: ExperimentConfig, params: dict, path: Path, rate: float) -> FeatureStore:
+    """The film's features at `rate`: those on disk if they are of this film, encoder and rate, otherwise made now."""
+    if path.exists():
+        try:
+            store = FeatureStore(path)
+            if matches(store.header, content_hash(film), encoder_identity(config, params), rate):
+                return store
+            store.close()
+        except UserError:
+            pass  # a broken store is made again
+    return extract(film, config, params, path, rate=rate)
+
+
+def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report: Report | None = None, workers: int = 2) -> Corpus:
+    """Renders and encodes what `config.data` asks for under workdir/corpus and returns it; every process of a pod makes its share.
+
+    params: the state's "params" (the encoder). The first `patch_videos` films are stored a second time, at the patch level's rate.
+    Raises ConfigError for a dataset that is not the synthetic world.
+    """
+    data = config.data
+    if data.dataset != "synthetic":
+        raise ConfigError(f"data.dataset: {data.dataset!r} cannot be rendered; known is 'synthetic'")
+    patch = next((level for level in config.grounding.levels if level.kind == "patch"), None)
+    patch_videos = data.patch_videos if patch is not None else 0
+    root = Path(workdir) / "corpus"
+    mine = range(jax.process_index(), data.train_videos, jax.process_count())
+
+    def place(index: int) -> Path:
+        return root / f"train-{index:04d}"
+
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        films = {pool.submit(render_film, "train", index, data.duration_s, data.fps, str(place(index))): index for index in mine}
+        try:
+            for done, future in enumerate(concurrent.futures.as_completed(films)):
+                index = films[future]
+                film = Path(future.result())
+                if report is not None:
+                    report(f"encoding {place(index).name}", done, len(mine))
+                _store(film, config, params, place(index) / "features", config.grounding.rate)
+                if index < patch_videos:
+                    _store(film, config, params, place(index) / "patches", patch.rate)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("corpus")
+    videos = [
+        TrainVideo(
+            video_id=place(index).name,
+            duration_s=data.duration_s,
+            store=place(index) / "features",
+            patch_store=place(index) / "patches" if index < patch_videos else None,
+            seed=split_script("train", index, data.duration_s, fps=data.fps).seed,
+            fps=data.fps,
+        )
+        for index in range(data.train_videos)
+    ]
+    if jax.process_index() == 0:
+        Corpus.write_index(root, videos)
+    return Corpus(videos)

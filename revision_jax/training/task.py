@@ -1,0 +1,78 @@
+"""The curriculum as a task for the loop: tokenizer, first state, and each stage's loss and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
+from revision_jax.data import prompts
+from revision_jax.data.corpus import Corpus
+from revision_jax.data.curriculum import Curriculum
+from revision_jax.data.pipeline import Examples
+from revision_jax.data.pretraining import PretrainSource
+from revision_jax.data.synthetic.language import vocabulary_sentences
+from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
+from revision_jax.models.revision import init_state
+from revision_jax.training.corpus import Report, prepare
+from revision_jax.training.loop import Task
+from revision_jax.training.losses import stage_loss
+from revision_jax.training.step import Loss
+
+SENTENCES = 20_000  # of the world's language, which the vocabulary is made of
+
+
+def make_tokenizer(config: ExperimentConfig, workdir: str | Path) -> Tokenizer:
+    """The work directory's tokenizer; built from the world's language where there is none yet."""
+    file = Path(workdir) / "tokenizer.json"
+    if not file.exists():
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        build_word_tokenizer(vocabulary_sentences(0, SENTENCES), numbers=256, vocab_size=config.decoder.vocab).save(workdir)
+    return Tokenizer.load(workdir)
+
+
+def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dict:
+    """What a level's programs need of the tokenizer: number_ids Int[M] (the id of each number it can name), before_ids Int[A], caption_id.
+
+    Raises ConfigError where `decoder.time="token"` meets a tokenizer without one token for each number.
+    """
+    chosen = config.grounding.level(level)
+    numbers = []
+    for number in range(chosen.tokens):
+        ids = tokenizer.encode(str(number))
+        if len(ids) != 1 and config.decoder.time == "token":
+            raise ConfigError(f"decoder.time: 'token' needs every number up to {chosen.tokens - 1} to be one token; {number} is {len(ids)}; use 'sinusoidal'")
+        numbers.append(ids[0])
+    start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    return {
+        "number_ids": jnp.asarray(numbers, jnp.int32),
+        "before_ids": jnp.asarray(prompts.before_ids(tokenizer, chosen.prompt), jnp.int32),
+        "caption_id": start,
+    }
+
+
+def make_task(config: ExperimentConfig, workdir: str | Path, report: Report | None = None) -> Task:
+    """Everything the loop needs to run `config.train.stages`. The corpus is prepared when the first stage that reads features begins."""
+    tokenizer = make_tokenizer(config, workdir)
+    if tokenizer.vocab_size > config.decoder.vocab or tokenizer.vocab_size > config.text.vocab:
+        raise ConfigError(f"decoder.vocab: {config.decoder.vocab} (text: {config.text.vocab}) is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
+    corpora: dict[str, Corpus] = {}
+
+    def before_stage(stage: StageConfig, state: dict) -> None:
+        if stage.task not in ("pretrain", "language"):
+            corpora["train"] = prepare(config, state["params"], workdir, report)
+
+    def make_examples(stage: StageConfig) -> Examples:
+        if stage.task in ("pretrain", "language"):
+            return PretrainSource(config, stage, tokenizer, config.train.seed)
+        return Curriculum(config, stage, corpora["train"], tokenizer, config.train.seed)
+
+    def make_loss(stage: StageConfig) -> Loss:
+        dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
+        return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense))
+
+    first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
+    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage)

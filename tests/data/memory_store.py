@@ -1,0 +1,36 @@
+"""A feature store without a file, whose features say where they come from: frame k of film v holds k in frame[0], v in frame[1]."""
+
+from pathlib import Path
+
+import numpy as np
+
+from revision_jax.data.features import FeatureHeader
+
+E, N = 8, 4
+
+
+class MemoryStore:
+    """`FeatureStore`'s reading side. The path tells all: "<film>-<frames>-<rate>"."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        film, frames, rate = path.name.split("-")
+        self.frames, rate = int(frames), float(rate)
+        self.header = FeatureHeader("hash", "encoder", rate, self.frames / rate, {"frame": ((E,), "float32"), "tokens": ((N, E), "float32"), "change": ((N,), "float32")})
+        number = np.arange(self.frames, dtype=np.float32)
+        frame = np.random.default_rng(int(film)).standard_normal((self.frames, E)).astype(np.float32)
+        frame[:, 0], frame[:, 1] = number, int(film)
+        tokens = np.repeat(frame[:, None], N, 1)
+        self.data = {"frame": frame, "tokens": tokens, "change": tokens[..., 0]}
+        self.reads = 0
+
+    def times(self) -> np.ndarray:
+        return np.arange(self.frames) / self.header.rate
+
+    def read_frames(self, first: int, stop: int, names: tuple) -> tuple:
+        self.reads += 1
+        return self.times()[first:stop], {name: self.data[name][first:stop] for name in names}
+
+
+def store_path(film: int, seconds: float, rate: float = 1.0) -> Path:
+    return Path(f"{film}-{round(seconds * rate)}-{rate}")

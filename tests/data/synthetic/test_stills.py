@@ -1,0 +1,47 @@
+"""Stills: deterministic, clean of held-out pairs, and every label exact."""
+
+import numpy as np
+import pytest
+
+from revision_jax.data.synthetic.stills import judge, still, still_batch, still_queries
+from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, shows
+
+
+def test_still_is_a_function_of_its_seed():
+    first, second = still(5), still(5)
+    assert first[0].dtype == np.uint8 and first[0].shape == (FRAME, FRAME, 3)
+    assert np.array_equal(first[0], second[0]) and first[1] == second[1]
+    assert not np.array_equal(first[0], still(6)[0])
+
+
+def test_scenes_hold_up_to_three_subjects_inside_the_frame():
+    scenes = [still(seed)[1] for seed in range(120)]
+    assert {len(scene) for scene in scenes} == {0, 1, 2, 3}
+    assert any(item.over is not None for scene in scenes for item in scene)
+    for item in (item for scene in scenes for item in scene):
+        assert item.subject.pair not in HELD_OUT
+        assert item.diameter / 2 <= min(item.x, item.y) and max(item.x, item.y) <= FRAME - item.diameter / 2
+
+
+def test_labels_are_the_predicate_for_every_pair_and_half_of_the_own_captions_hold():
+    scenes = [still(seed)[1] for seed in range(60)]
+    queries = [query for number, scene in enumerate(scenes) for query in still_queries(scene, 6, Dice("test", number))]
+    labels = judge(scenes, queries)
+    expected = np.array([[shows(query, scene) for query in queries] for scene in scenes])
+    assert np.array_equal(labels, expected)
+    own = np.concatenate([labels[i, 6 * i : 6 * i + 6] for i, scene in enumerate(scenes) if scene])
+    assert 0.45 <= own.mean() <= 0.55
+    forms = {query.form for query in queries}
+    assert forms == {"static", "motion", "change", "relation"}
+    assert not any(set(query.pairs) & HELD_OUT for query in queries)
+    assert expected[:, [query.form == "relation" for query in queries]].any()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_still_batch(seed):
+    batch = still_batch(seed, 7, 3)
+    assert batch["images"].shape == (7, FRAME, FRAME, 3) and batch["labels"].shape == (7, 21) and batch["labels"].dtype == bool
+    assert len(batch["captions"]) == 21 and len(batch["full_captions"]) == 7
+    again = still_batch(seed, 7, 3)
+    assert np.array_equal(batch["images"], again["images"]) and batch["captions"] == again["captions"] and np.array_equal(batch["labels"], again["labels"])
+    assert still_batch(seed + 10, 7, 3)["captions"] != batch["captions"]

@@ -1,0 +1,69 @@
+"""Files: byte for byte repeatable, true to the script, all or nothing."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from revision_jax.data.synthetic.render import render
+from revision_jax.data.synthetic.script import make_script
+from revision_jax.data.synthetic.write import write
+from revision_jax.errors import UserError
+
+SCRIPT = make_script(7, 60)
+
+
+def test_two_runs_give_the_same_bytes(tmp_path):
+    first, second = write(SCRIPT, tmp_path / "a" / "deep"), write(SCRIPT, tmp_path / "b")
+    for name in ("video.mp4", "annotations.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert sorted(path.name for path in first.iterdir()) == ["annotations.json", "video.mp4"]
+
+
+def test_the_video_is_what_was_drawn(tmp_path):
+    path = write(SCRIPT, tmp_path) / "video.mp4"
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        frames = list(container.decode(stream))
+    assert len(frames) == SCRIPT.frames == 300
+    assert np.allclose([frame.time for frame in frames], np.arange(300) / 5)
+    keys = [number for number, frame in enumerate(frames) if frame.key_frame]
+    assert keys == [0, 50, 100, 150, 200, 250]
+    for decoded, drawn in list(zip(frames, render(SCRIPT), strict=True))[::23]:
+        assert np.abs(decoded.to_ndarray(format="rgb24").astype(int) - drawn).mean() < 8
+
+
+def test_annotations_have_the_fixed_schema(tmp_path):
+    content = json.loads((write(SCRIPT, tmp_path) / "annotations.json").read_text())
+    assert content["duration_s"] == 60.0 and len(content["queries"]) == 6
+    for query in content["queries"]:
+        assert set(query) == {"query_id", "query", "kind", "moments"} and query["kind"] in ("one", "several", "absent", "near_miss")
+        assert bool(query["moments"]) == (query["kind"] in ("one", "several"))
+        assert all(0 <= start < end <= 60 for start, end in query["moments"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_broken_run_leaves_nothing(tmp_path, error):
+    def stop(done):
+        if done == 40:
+            raise error
+
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        write(SCRIPT, tmp_path / "new" / "deep", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "video.mp4").write_bytes(b"kept")
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        write(SCRIPT, tmp_path / "old", progress=stop)
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "old").iterdir()] == [("video.mp4", b"kept")]
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        write(SCRIPT, tmp_path / "file" / "inside")
+    with pytest.raises(UserError, match="size"):
+        write(SCRIPT, tmp_path / "out", size=99)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,128 @@
+"""Windows cover the film and stay inside it; groups and runs lose nothing; numbers and seconds agree with the training labels."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revision_jax.config import ConfigError, LevelConfig
+from revision_jax.data.windows import frame_span, slot_times
+from revision_jax.grounding import levels
+from tests.grounding.conftest import small_config
+
+seconds = st.floats(0.5, 5000, allow_nan=False).map(lambda x: round(x, 3))
+
+
+@given(start=st.floats(0, 500).map(lambda x: round(x, 3)), length=seconds, span=st.sampled_from([8.0, 20.0, 60.0, 125.0]), share=st.floats(0.2, 1.0))
+@settings(max_examples=200, deadline=None)
+def test_windows_cover_the_stretch_and_stay_inside(start, length, span, share):
+    end = start + length
+    found = levels.windows(start, end, span, span * share)
+    assert found[0].start_s == start and abs(found[-1].end_s - end) < 1e-6
+    for window in found:
+        assert start - 1e-9 <= window.start_s < window.end_s <= end + 1e-9
+        assert window.end_s - window.start_s == pytest.approx(min(span, length))
+    for before, after in zip(found, found[1:], strict=False):
+        assert before.start_s < after.start_s <= before.end_s + 1e-6  # in order, no gap
+    if length > span:
+        assert len(found) <= math.ceil((length - span) / (span * share) + 1e-6) + 1
+
+
+def test_the_last_window_is_moved_back():
+    assert [(w.start_s, w.end_s) for w in levels.windows(0, 70, 40, 20)] == [(0, 40), (20, 60), (30, 70)]
+    assert [(w.start_s, w.end_s) for w in levels.windows(0, 80, 40, 20)] == [(0, 40), (20, 60), (40, 80)]
+    assert levels.windows(5, 25, 40, 20) == [levels.Window(5, 25, 40)]
+    with pytest.raises(ValueError, match="length"):
+        levels.windows(5, 5, 40, 20)
+
+
+@given(count=st.integers(0, 500), size=st.integers(1, 120))
+@settings(max_examples=200, deadline=None)
+def test_groups_hold_every_window_and_are_full(count, size):
+    found = levels.groups(count, size)
+    assert {i for group in found for i in group} == set(range(count))
+    assert all(len(group) == min(size, count) for group in found)
+    assert len(found) == math.ceil(count / size)
+
+
+@given(count=st.integers(1, 400), length=st.integers(1, 40))
+@settings(max_examples=100, deadline=None)
+def test_runs_part_the_windows(count, length):
+    found = levels.runs([levels.Window(i, i + 2, 2) for i in range(count)], length)
+    assert [i for run in found for i in run] == list(range(count))
+    assert all(len(run) == length for run in found[:-1])
+
+
+@given(start=st.floats(0, 100), first=st.integers(0, 119), length=st.integers(1, 60), slots=st.sampled_from([40, 120, 250]))
+@settings(max_examples=200, deadline=None)
+def test_numbers_and_seconds_invert_each_other(start, first, length, slots):
+    window = levels.Window(start, start + 120.0, 120.0)
+    tick = 120.0 / slots
+    moment = (start + first % slots * tick, start + min(first % slots + length, slots) * tick)
+    found = frame_span(slot_times(start, 120.0, slots), np.ones(slots, bool), moment)
+    low, high = levels.slot_seconds(window, slots, *found)
+    assert abs(low - moment[0]) <= 0.5 * tick + 1e-6 and abs(high - moment[1]) <= 0.5 * tick + 1e-6
+
+
+def test_numbers_of_windows_are_their_times():
+    windows = levels.windows(0, 70, 40, 20)
+    assert levels.windows_seconds(windows, 0, 1) == (0, 60)
+    assert levels.windows_seconds(windows, 1, 2) == (20, 70)
+    assert levels.spanned(windows) == levels.Window(0, 70, 70)
+
+
+DENSE = LevelConfig(name="dense", kind="dense", span_s=120.0, stride_s=60.0, tokens=120)
+
+
+@given(
+    duration=st.floats(60, 4000), regions=st.lists(st.tuples(st.floats(0, 1), st.floats(10, 700)), min_size=1, max_size=5), offset=st.sampled_from([0.0, 17.0]),
+)
+@settings(max_examples=200, deadline=None)
+def test_frame_windows_show_the_regions(duration, regions, offset):
+    end = offset + duration
+    spans = [(offset + at * duration, min(offset + at * duration + length, end)) for at, length in regions]
+    found = levels.frame_windows(spans, DENSE, offset, end, 1.0)
+    assert len(set(found)) == len(found)
+    shown = levels.joined((w.start_s, w.end_s) for w in found)
+    grid = 8.0  # starts are snapped to a sixteenth of the window
+    for low, high in spans:
+        assert any(a <= low + grid / 2 + 1.0 and high - grid / 2 - 1.0 <= b for a, b in shown), (spans, found)
+    for w in found:
+        assert offset - 1e-9 <= w.start_s and w.end_s <= end + 1e-9
+        assert abs((w.start_s - offset) - round(w.start_s - offset)) < 1e-6  # frames that are stored
+
+
+def test_frame_windows_centre_and_tile():
+    assert [w.start_s for w in levels.frame_windows([(500, 560)], DENSE, 0, 3600, 1.0)] == [472]  # 470 on a grid of 8
+    assert [w.start_s for w in levels.frame_windows([(480, 560), (540, 600)], DENSE, 0, 3600, 1.0)] == [480]  # touching spans are one
+    assert len(levels.frame_windows([(0, 360)], DENSE, 0, 3600, 1.0)) == 5
+    assert [w.start_s for w in levels.frame_windows([(3590, 3600)], DENSE, 0, 3600, 1.0)] == [3480]
+    assert levels.frame_windows([(0, 90)], DENSE, 0, 90, 1.0) == [levels.Window(0, 90, 120)]
+
+
+@given(boundary=st.floats(0, 100), low=st.sampled_from([0.0, 3.3]), length=st.floats(2, 100))
+@settings(max_examples=100, deadline=None)
+def test_boundary_windows_are_inside_and_hold_the_boundary(boundary, low, length):
+    level = LevelConfig(name="patch", kind="patch", span_s=8.0, stride_s=8.0, tokens=32, budget=64)
+    boundary = low + boundary / 100 * length
+    window = levels.boundary_window(boundary, level, low, low + length)
+    assert low - 1e-9 <= window.start_s and window.end_s <= low + length + 1e-9
+    assert window.start_s - 0.25 - 1e-6 <= boundary <= window.end_s + 0.25 + 1e-6
+    assert abs(window.start_s * 4 - round(window.start_s * 4)) < 1e-6
+
+
+def test_levels_follow_the_duration():
+    every = small_config().grounding.levels
+    names = lambda duration: [level.name for level in levels.applicable(every, duration)]
+    assert names(3600) == ["nested", "sparse", "dense", "patch"]
+    assert names(600) == ["sparse", "dense", "patch"]
+    assert names(40) == ["dense", "patch"]
+
+
+def test_levels_in_the_wrong_order_are_refused():
+    nested, sparse, dense, patch = small_config().grounding.levels
+    for wrong in ((dense, sparse), (patch,), (nested, dense), (dense, dense), ()):
+        with pytest.raises(ConfigError, match=r"grounding\.levels"):
+            levels.check_order(wrong)

@@ -1,0 +1,42 @@
+"""Properties of non-maximum suppression."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revision_jax.grounding import merging
+
+span = st.tuples(st.floats(0, 1000), st.floats(0.1, 100)).map(lambda x: (x[0], x[0] + x[1]))
+scored = st.lists(st.tuples(span, st.floats(0, 1)), min_size=1, max_size=30)
+
+
+@given(items=scored, iou=st.floats(0.05, 0.95))
+@settings(max_examples=150, deadline=None)
+def test_what_stays_does_not_overlap_and_what_goes_has_a_better_neighbour(items, iou):
+    spans, scores = np.array([s for s, _ in items]), np.array([x for _, x in items])
+    kept = merging.nms(spans, scores, iou)
+    assert kept[0] == np.argmax(scores) and (np.diff(scores[kept]) <= 0).all()
+    for i, a in enumerate(kept):
+        others = np.delete(kept, i)
+        assert not len(others) or merging.overlaps(spans[a], spans[others]).max() <= iou + 1e-12
+    for gone in set(range(len(items))) - set(kept.tolist()):
+        better = [k for k in kept if scores[k] >= scores[gone]]
+        assert merging.overlaps(spans[gone], spans[better]).max() > iou
+    assert merging.nms(spans[kept], scores[kept], iou).tolist() == list(range(len(kept)))  # once is enough
+
+
+@given(items=scored, iou=st.floats(0.05, 0.95))
+@settings(max_examples=150, deadline=None)
+def test_soft_keeps_all_and_only_lowers(items, iou):
+    spans, scores = np.array([s for s, _ in items]), np.array([x for _, x in items])
+    order, lowered = merging.soft_nms(spans, scores, iou)
+    assert sorted(order.tolist()) == list(range(len(items)))
+    assert (np.diff(lowered) <= 1e-12).all() and (lowered <= scores[order] + 1e-12).all() and (lowered >= 0).all()
+    alone = [i for i in range(len(items)) if merging.overlaps(spans[i], np.delete(spans, i, 0)).max(initial=0) <= iou]
+    assert lowered[[order.tolist().index(i) for i in alone]] == pytest.approx(scores[alone])
+
+
+def test_overlap_by_hand():
+    assert merging.overlaps(np.array([0.0, 10.0]), np.array([[5.0, 15.0], [10.0, 20.0], [0.0, 10.0], [2.0, 4.0]])) == pytest.approx([1 / 3, 0, 1, 0.2])
+    assert merging.nms(np.array([[0.0, 10], [1, 11], [50, 60]]), np.array([0.5, 0.9, 0.7]), 0.4).tolist() == [1, 2]

@@ -1,0 +1,146 @@
+"""The automaton accepts exactly the allowed answers, for word and for digit tokenizers; parsing is tolerant of free text and of nothing else."""
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revision_jax.config import ConfigError, PromptConfig
+from revision_jax.data.prompts import answer_text
+from revision_jax.data.tokenizer import Tokenizer
+from revision_jax.grounding import prompt
+
+RELEASED = PromptConfig(answer="From {start} to {end}.", absent="Not Present", digits=2)
+
+
+def digit_tokenizer() -> Tokenizer:
+    """Numbers as digits, the word before them with its blank: like LLaMA's and Qwen's."""
+    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", ".", "From", "to", "Not", "Present", "from", "not", "present"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    splits = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Punctuation("isolated"), tokenizers.pre_tokenizers.Digits(individual_digits=True)]
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(splits)
+    inner.add_special_tokens(["<pad>", "<bos>", "<eos>", "<unk>"])
+    return Tokenizer(inner)
+
+
+def walk(grammar: prompt.Grammar, ids: list[int], count: int = 10**6) -> bool:
+    """Whether the table accepts the ids for a window of `count` numbers."""
+    state = 0
+    for token in ids:
+        columns = np.nonzero(grammar.token == token)[0]
+        columns = columns[columns > 0]
+        if not len(columns) or grammar.next[state, columns[0]] < 0 or grammar.least[state, columns[0]] >= count:
+            return False
+        state = grammar.next[state, columns[0]]
+    return state == grammar.end
+
+
+def language(grammar: prompt.Grammar, count: int) -> set[tuple[int, ...]]:
+    """All answers that the table allows."""
+    found, stack = set(), [(0, ())]
+    while stack:
+        state, path = stack.pop()
+        if state == grammar.end:
+            found.add(path)
+            continue
+        for column in np.nonzero((grammar.next[state] >= 0) & (grammar.least[state] < count))[0]:
+            stack.append((int(grammar.next[state, column]), (*path, int(grammar.token[column]))))
+    return found
+
+
+@pytest.mark.parametrize("which", ["words", "digits"])
+@pytest.mark.parametrize("count", [1, 13, 101])
+def test_the_automaton_accepts_exactly_the_answers(which, count, tokenizer):
+    tok, given = (tokenizer, PromptConfig()) if which == "words" else (digit_tokenizer(), RELEASED)
+    grammar = prompt.span_grammar(tok, given, count)
+    for limit in {1, max(count // 2, 1), count}:
+        spans = {(*tok.encode(answer_text(given, (s, e))), tok.eos) for s in range(limit) for e in range(s, limit)}
+        assert language(grammar, limit) == spans | {(*tok.encode(given.absent), tok.eos)}
+    assert grammar.steps == max(map(len, language(grammar, count)))
+    assert grammar.branch == 0 and grammar.absent.sum() == 1 and grammar.present.sum() == 1
+
+
+def test_the_table_stays_small(tokenizer):
+    words, digits = prompt.span_grammar(tokenizer, PromptConfig(), 250), prompt.span_grammar(digit_tokenizer(), RELEASED, 250)
+    assert len(words.next) < 600 and len(digits.next) < 2000
+    assert digits.bytes < 1 << 18
+
+
+@given(start=st.integers(0, 119), end=st.integers(0, 119), count=st.integers(1, 120))
+@settings(max_examples=100, deadline=None)
+def test_walks(start, end, count):
+    tok = digit_tokenizer()
+    grammar = _cached(tok)
+    ids = [*tok.encode(answer_text(RELEASED, (start, end))), tok.eos]
+    assert walk(grammar, ids, count) == (start <= end < count)
+
+
+_GRAMMARS = {}
+
+
+def _cached(tok):
+    return _GRAMMARS.setdefault("digits", prompt.span_grammar(tok, RELEASED, 120))
+
+
+def test_states_know_when_the_start_is_settled(tokenizer):
+    grammar = prompt.span_grammar(tokenizer, PromptConfig(), 20)
+    state = 0
+    settled = []
+    for token in tokenizer.encode("from 3 to 7 ."):
+        settled.append(bool(grammar.decided[state]))
+        state = grammar.next[state, np.nonzero(grammar.token == token)[0][0]]
+    assert settled == [False, False, True, True, True]
+
+
+def test_presence(tokenizer):
+    grammar = prompt.presence_grammar(tokenizer, PromptConfig())
+    assert language(grammar, 1) == {(*tokenizer.encode("yes ."), tokenizer.eos), (*tokenizer.encode("no ."), tokenizer.eos)}
+    assert grammar.token[grammar.present].tolist() == [tokenizer.id("yes")] and grammar.token[grammar.absent].tolist() == [tokenizer.id("no")]
+
+
+def test_answers_that_cannot_be_told_apart_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match=r"prompt\.absent"):
+        prompt.span_grammar(tokenizer, PromptConfig(absent="from 0 to 0 ."), 4)
+    with pytest.raises(ConfigError, match=r"numbers up to 299"):
+        prompt.span_grammar(tokenizer, PromptConfig(), 300)  # the tokenizer knows 256
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("From 12 to 31.", ("span", 12, 31)),
+        ("from 12 to 31 .", ("span", 12, 31)),
+        ("  FROM 007 TO 9", ("span", 7, 9)),
+        ("Sure. From 3 to 3.</s>", ("span", 3, 3)),
+        ("from 9 to 3.", None),
+        ("from nine to ten", None),
+        ("from 3", None),
+        ("Not Present", "absent"),
+        ("not  present.", "absent"),
+        ("", None),
+        ("present", None),
+    ],
+)
+def test_free_text_is_read_tolerantly(text, found):
+    assert prompt.parse(RELEASED, text) == found
+
+
+@given(text=st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_reading_never_fails_and_never_turns_a_span_around(text):
+    found = prompt.parse(RELEASED, text)
+    assert found in (None, "absent") or found[1] <= found[2]
+
+
+@given(start=st.integers(0, 249), length=st.integers(0, 100))
+@settings(max_examples=50, deadline=None)
+def test_what_is_written_can_be_read(start, length):
+    for given in (RELEASED, PromptConfig()):
+        assert prompt.parse(given, answer_text(given, (start, start + length))) == ("span", start, start + length)
+    assert prompt.parse(RELEASED, answer_text(RELEASED, None)) == "absent"
+
+
+def test_ids_are_read_up_to_the_end_token(tokenizer):
+    ids = [*tokenizer.encode("from 2 to 5 ."), tokenizer.eos, *tokenizer.encode("from 7 to 9 .")]
+    assert prompt.parse_ids(tokenizer, PromptConfig(), ids) == ("span", 2, 5)

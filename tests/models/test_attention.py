@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from revision_jax.config import ConfigError
+from revision_jax.models.attention import attention
+
+
+def reference(q, k, v, mask=None, bias=None, scale=None) -> np.ndarray:
+    """Head by head and row by row in float64, with nothing clever in it."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    batch, rows, heads, width = q.shape
+    cols, groups = k.shape[1:3]
+    scale = width**-0.5 if scale is None else scale
+    mask = np.ones((batch, heads, rows, cols), bool) if mask is None else np.broadcast_to(mask, (batch, heads, rows, cols))
+    bias = np.zeros((batch, heads, rows, cols)) if bias is None else np.broadcast_to(bias, (batch, heads, rows, cols))
+    out = np.zeros_like(q)
+    for b in range(batch):
+        for h in range(heads):
+            group = h * groups // heads
+            for s in range(rows):
+                seen = mask[b, h, s]
+                if not seen.any():
+                    continue
+                scores = k[b, seen, group] @ q[b, s, h] * scale + bias[b, h, s, seen]
+                weights = np.exp(scores - scores.max())
+                out[b, s, h] = weights @ v[b, seen, group] / weights.sum()
+    return out
+
+
+def arrays(rows, cols, heads, groups, width=4, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(2, rows, heads, width), (2, cols, groups, width), (2, cols, groups, width)]
+    return [jnp.asarray(rng.normal(size=shape) * 2, jnp.float32) for shape in shapes], rng
+
+
+# (rows, columns, heads, KV heads, mask, bias); the mask's axes are full (batch, heads, rows) or 1
+CASES = [
+    (3, 5, 4, 4, None, False),
+    (3, 5, 4, 2, None, True),
+    (3, 5, 6, 2, (True, True, True), True),
+    (1, 5, 4, 1, (True, False, False), True),
+    (3, 5, 4, 2, (False, False, True), False),
+    (3, 1, 1, 1, (True, True, False), False),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_dense_reference(case):
+    rows, cols, heads, groups, axes, biased = case
+    run = jax.jit(attention)
+    for seed in range(10):
+        (q, k, v), rng = arrays(rows, cols, heads, groups, seed=seed)
+        mask = None
+        if axes is not None:
+            mask = jnp.asarray(rng.random([size if full else 1 for full, size in zip(axes, (2, heads, rows), strict=True)] + [cols]) < 0.6)
+        bias = jnp.asarray(rng.normal(size=(2, heads, rows, cols)) * 3, jnp.float32) if biased else None
+        np.testing.assert_allclose(run(q, k, v, mask=mask, bias=bias), reference(q, k, v, mask, bias), atol=5e-6)
+
+
+def test_masked_rows_are_zero_with_finite_gradients():
+    (q, k, v), _ = arrays(3, 5, 4, 2)
+    mask = jnp.ones((2, 1, 3, 5), bool).at[0, 0, 1].set(False)
+    out = jax.jit(attention)(q, k, v, mask=mask)
+    assert (out[0, 1] == 0).all() and (out[0, 0] != 0).any()
+    for gradient in jax.jit(jax.grad(lambda *x: jnp.square(attention(*x, mask=mask)).sum(), argnums=(0, 1, 2)))(q, k, v):
+        assert np.isfinite(gradient).all()
+
+
+def test_masked_columns_change_nothing():
+    (q, k, v), _ = arrays(3, 5, 4, 2)
+    mask = (jnp.arange(5) < 3)[None, None, None]
+    run = jax.jit(attention)
+    out = run(q, k.at[:, 3:].set(1e4), v.at[:, 3:].set(-1e4), mask=mask)
+    np.testing.assert_array_equal(out, run(q, k, v, mask=mask))
+    np.testing.assert_allclose(out, run(q, k[:, :3], v[:, :3]), atol=1e-6)
+
+
+def test_softmax_is_float32_in_low_precision():
+    (q, k, v), _ = arrays(4, 64, 2, 2, width=16)
+    low = [x / 2 if i < 2 else x for i, x in enumerate((q, k, v))]
+    low = [x.astype(jnp.bfloat16) for x in low]
+    out = jax.jit(attention)(*low)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), reference(*[x.astype(jnp.float32) for x in low]), atol=2e-2, rtol=1e-2)
+
+
+def test_large_scores_do_not_overflow():
+    (q, k, v), _ = arrays(2, 3, 1, 1)
+    np.testing.assert_allclose(attention(q * 1e3, k * 1e3, v), reference(q * 1e3, k * 1e3, v), atol=1e-5)
+
+
+def test_scale_can_be_given():
+    (q, k, v), _ = arrays(2, 3, 2, 1)
+    np.testing.assert_allclose(attention(q, k, v, scale=0.1), reference(q, k, v, scale=0.1), atol=1e-6)
+
+
+def test_unknown_implementation_and_wrong_dtype_say_what_is_right():
+    (q, k, v), _ = arrays(2, 3, 2, 1)
+    with pytest.raises(ConfigError, match=r"'flash' is not available here; use one of xla, cudnn"):
+        attention(q, k, v, implementation="flash")
+    with pytest.raises(ConfigError, match=r"'cudnn' needs bfloat16 or float16, got float32"):
+        attention(q, k, v, implementation="cudnn")

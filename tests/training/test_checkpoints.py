@@ -1,0 +1,109 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs.tiny import get_config
+from revision_jax.errors import UserError
+from revision_jax.training.checkpoints import Checkpoints, differences
+from tests.training.toy_task import toy_config
+
+
+def changed(config, *path, **values):
+    """A config with fields replaced somewhere inside, tuples by index."""
+    if not path:
+        return dataclasses.replace(config, **values)
+    if isinstance(config, tuple):
+        return tuple(changed(item, *path[1:], **values) if i == path[0] else item for i, item in enumerate(config))
+    return dataclasses.replace(config, **{path[0]: changed(getattr(config, path[0]), *path[1:], **values)})
+
+
+@pytest.mark.parametrize(
+    "path, values, told",
+    [
+        (("data",), {"workers": 2, "prefetch": 9}, []),
+        (("mesh",), {"tensor": 2}, []),
+        (("grounding",), {"threshold": 0.9}, []),
+        (("grounding", "levels", 2), {"beam": 9, "spans": 9}, []),
+        (("train", "stages", 3), {"steps": 7}, []),  # not begun yet
+        (("train", "stages", 0), {"steps": 7}, ["train.stages.{0}.steps: was {1}, is 7"]),
+        (("decoder", "lora"), {"rank": 8}, ["decoder.lora.rank: was 32, is 8"]),
+        (("grounding", "levels", 2), {"span_s": 240.0}, ["grounding.levels.dense.span_s: was 120.0, is 240.0"]),
+        (("data",), {"train_videos": 3}, ["data.train_videos: was {2}, is 3"]),
+    ],
+)
+def test_only_what_training_depends_on_must_agree(path, values, told):
+    config = get_config()
+    stages = config.train.stages
+    told = [line.format(stages[0].name, stages[0].steps, config.data.train_videos) for line in told]
+    assert differences(config.to_dict(), changed(config, *path, **values).to_dict(), {stage.name for stage in stages[:2]}) == told
+
+
+def test_a_field_that_a_later_version_added_is_named():
+    new = toy_config().to_dict()
+    old = toy_config().to_dict()
+    del old["vision"]["rope_theta"]
+    assert differences(old, new, set()) == ["vision.rope_theta: was nothing, is 10000.0"]
+
+
+def tree():
+    return {"params": {"w": jnp.arange(6.0).reshape(2, 3)}}, {"lora/x": {"a": jnp.ones(3, jnp.bfloat16)}}
+
+
+def test_written_and_read_with_optimizer_state_and_types(tmp_path):
+    trainable, frozen = tree()
+    optimizer = optax.adamw(1e-3)
+    opt_state = jax.tree.map(lambda x: x + 1, optimizer.init(trainable))
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        checkpoints.save("base", 0, trainable, opt_state, frozen)
+        checkpoints.save("base", 5, jax.tree.map(lambda x: x * 2, trainable), opt_state)
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        assert checkpoints.latest() == ("base", 5)
+        read = checkpoints.restore("base", 5, trainable, frozen, opt_state)
+    np.testing.assert_array_equal(read.trainable["params"]["w"], 2 * trainable["params"]["w"])
+    assert read.frozen["lora/x"]["a"].dtype == jnp.bfloat16
+    assert jax.tree.structure(read.opt_state) == jax.tree.structure(opt_state)
+    jax.tree.map(np.testing.assert_array_equal, read.opt_state, opt_state)
+
+
+def test_first_and_last_are_kept(tmp_path):
+    trainable, frozen = tree()
+    with Checkpoints(tmp_path, toy_config(keep=2)) as checkpoints:
+        checkpoints.save("base", 0, trainable, (), frozen)
+        for step in range(1, 6):
+            checkpoints.save("base", step, trainable, ())
+        folder = checkpoints.directory("base")
+    assert sorted(int(path.name) for path in folder.iterdir()) == [0, 4, 5]
+
+
+def test_arrays_may_be_changed_as_soon_as_save_returns(tmp_path):
+    trainable, frozen = tree()
+    wanted = np.array(trainable["params"]["w"])
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        checkpoints.save("base", 0, trainable, (), frozen)
+        jax.jit(lambda x: jax.tree.map(lambda y: y * 0 - 1, x), donate_argnums=0)(trainable)
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.restore("base", 0, tree()[0], frozen, None).trainable["params"]["w"], wanted)
+
+
+def test_tensors_that_do_not_match_are_all_listed(tmp_path):
+    trainable, frozen = tree()
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        checkpoints.save("base", 0, trainable, (), frozen)
+        other = {"params": {"w": jnp.zeros((3, 3)), "v": jnp.zeros(1)}}
+        with pytest.raises(UserError, match=r"params/v stored as nothing, wanted \(1,\); params/w stored as \(2, 3\), wanted \(3, 3\)"):
+            checkpoints.restore("base", 0, other, frozen, None)
+
+
+def test_a_fresh_folder_holds_nothing_and_half_a_checkpoint_is_none(tmp_path):
+    trainable, frozen = tree()
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        assert checkpoints.latest() is None
+        checkpoints.save("base", 0, trainable, (), frozen)
+        folder = checkpoints.directory("base")
+    (folder / "5.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path, toy_config()) as checkpoints:
+        assert checkpoints.latest() == ("base", 0)
