@@ -95,10 +95,10 @@ def extract(
         "change": ((tokens,), "float16"),
     }
     header = FeatureHeader(
-        video_hash=host_video.content_hash(video), encoder=encoder_identity(config, params), rate=rate, duration_s=info.duration_s, arrays=arrays
+        video_hash=host_video.content_hash(video), encoder=encoder_identity(config, params), rate=rate, duration_s=info.duration_s, arrays=arrays, fps=info.fps
     )
     with FeatureWriter(store, header) as writer:
         for times, values in features_of(config, params, ((chunk.times, chunk.frames) for chunk in reader)):
             writer.append(times, values)
-        writer.warn(reader.warnings)
+        writer.close(warnings=reader.warnings)
     return FeatureStore(store)

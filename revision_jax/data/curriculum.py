@@ -290,7 +290,9 @@ class Curriculum:
         return window_count(film.duration_s - phase / film.rate, self._below.span_s, self._below.stride_s)
 
     def _starts(self, film: Film, phase: int, first: int, count: int) -> Int[np.ndarray, "n"]:
-        return phase + grid_index((first + np.arange(count)) * self._below.stride_s, film.rate)
+        """First frames of windows `first` .. `first + count - 1`; the film's last window is moved back to end with it, as in a search."""
+        starts = phase + grid_index((first + np.arange(count)) * self._below.stride_s, film.rate)
+        return np.minimum(starts, max(phase, film.count - round(self._below.span_s * film.rate)))
 
     def _runs(self, piece: _Piece) -> int:
         return -(-len(piece.starts) // self._run)

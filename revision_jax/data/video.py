@@ -346,6 +346,8 @@ class _Source:
                 seconds = last_s
             elif not stream.duration and last_s <= seconds - self._start_s + 0.5:
                 seconds -= self._start_s  # FFmpeg's Matroska counts its duration from zero, others from the first frame: the packets tell
+        # A cut AVI states a duration that fits what is left of it; its number of frames still tells the truth.
+        seconds = max(seconds, stream.frames / self._fps) if stream.frames > (seconds + 1) * self._fps else seconds
         self._keys = self._keys or [0.0]
         head = next(self._decode(), None)
         if head is None:

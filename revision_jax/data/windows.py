@@ -38,7 +38,7 @@ def shows(moment: Moment, start_s: float, end_s: float) -> bool:
 
 
 def window_count(duration_s: float, span_s: float, stride_s: float) -> int:
-    """Windows [i stride, i stride + span) that cover a film: the last one is the first to reach its end. At least 1."""
+    """Windows [i stride, i stride + span) that it takes to cover a film: the last one is the first to reach its end. At least 1."""
     return max(1, math.ceil((duration_s - span_s) / stride_s - EPS) + 1)
 
 

@@ -6,15 +6,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration, figures
 from revision_jax.evaluation.outcome import CORRECT_IOUS, KINDS, Outcome, columns
 from revision_jax.files import write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FORMAT = 1
 HEADLINE = (*figures.RECALLS, "mIoU", "mAP", "EtF1", "RejF1", "AUROC", "ECE", "window_recall", "survivors_share", "oracle_window_mIoU")
@@ -125,8 +124,6 @@ def _show(name: str, value: float | None) -> str:
 
 def table(report: dict[str, Any]) -> Table:
     """All figures with their intervals, and beside them the figures of each kind of question."""
-    from rich.table import Table
-
     counts, kinds = report["counts"], report["kinds"]
     run = report["run"]
     title = " · ".join(str(part) for part in (run.get("method"), run.get("dataset"), run.get("split")) if part)
@@ -146,8 +143,6 @@ def table(report: dict[str, Any]) -> Table:
 
 def comparison_table(comparison: dict[str, dict[str, Any]], first: str, second: str) -> Table:
     """`compare`'s result; a figure whose interval excludes 0 is marked."""
-    from rich.table import Table
-
     result = Table(title=f"{first} against {second}", caption="difference with its 95 % interval, paired bootstrap over questions", title_justify="left")
     for name in ("figure", first, second, "difference", "95 %", "p", ""):
         result.add_column(name, justify="left" if name in ("figure", "") else "right")

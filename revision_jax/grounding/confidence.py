@@ -39,19 +39,19 @@ def token_entropy(logits: Float[np.ndarray, "*b V"]) -> Float[np.ndarray, "*b"]:
     shifted = logits - logits.max(-1, keepdims=True)
     log_sum = np.log(np.exp(shifted).sum(-1, keepdims=True))
     p = np.exp(shifted - log_sum)
-    return np.maximum(-(p * (shifted - log_sum)).sum(-1), 0.0)
+    return np.asarray(np.maximum(-(p * (shifted - log_sum)).sum(-1), 0.0))
 
 
 def mean_entropy(entropy: Float[np.ndarray, "*b L"], length: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
     """Mean over an answer's first `length` steps (its end token's included)."""
     used = np.arange(entropy.shape[-1]) < np.asarray(length)[..., None]
-    return np.where(used, entropy, 0.0).sum(-1) / np.maximum(length, 1)
+    return np.asarray(np.where(used, entropy, 0.0).sum(-1) / np.maximum(length, 1))
 
 
 def max_entropy(entropy: Float[np.ndarray, "*b L"], length: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
     """Largest entropy of an answer's steps: one unsure number makes the answer unsure."""
     used = np.arange(entropy.shape[-1]) < np.asarray(length)[..., None]
-    return np.where(used, entropy, 0.0).max(-1)
+    return np.asarray(np.where(used, entropy, 0.0).max(-1))
 
 
 def reliability(mean: float) -> float:
@@ -67,12 +67,6 @@ def squash(r: float) -> float:
 def sigmoid(x):
     """1 / (1 + exp(-x)), without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x, np.float64)))
-
-
-def log_odds(probability: float) -> float:
-    """log(p / (1 - p)), within +-CLIP."""
-    p = min(max(probability, 1e-12), 1 - 1e-12)
-    return min(max(math.log(p) - math.log1p(-p), -CLIP), CLIP)
 
 
 def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator | None = None) -> float:

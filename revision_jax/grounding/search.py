@@ -355,15 +355,15 @@ class Searcher:
         self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, span: tuple[int, int], coarse: tuple[float, float], edge: float
     ) -> dict[str, float]:
         """`confidence.FEATURES` of one span. seen: similarity of each slot of its window [T]."""
-        length = decoded.length[row, j]
+        entropy, length = decoded.entropy[row, j][None], decoded.length[row, j][None]
         inside = seen[span[0] : span[1] + 1]
         beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
         return {
             "present": float(np.clip(decoded.present[row], -CLIP, CLIP)),
             "score": max(float(decoded.score[row, j]), -CLIP),
             "behind": max(float(decoded.score[row, j] - decoded.score[row, 0]), -CLIP),
-            "entropy": float(sure.mean_entropy(decoded.entropy[row, j], length)),
-            "max_entropy": float(sure.max_entropy(decoded.entropy[row, j], length)),
+            "entropy": float(sure.mean_entropy(entropy, length)[0]),
+            "max_entropy": float(sure.max_entropy(entropy, length)[0]),
             "coarse_present": coarse[0],
             "coarse_score": coarse[1],
             "inside_mean": float(inside.mean()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -18,6 +18,7 @@ from revision_jax.data.windows import grid_index, slot_times
 from revision_jax.grounding.levels import EPSILON, Window
 
 
+@runtime_checkable
 class Source(Protocol):
     """Features of one film."""
 

@@ -21,7 +21,7 @@ from revision_jax.config import ExperimentConfig, LevelConfig
 from revision_jax.models import signal as search_signal
 from revision_jax.models.adapter import make_adapter
 from revision_jax.models.decoder import Decoder, init_decoder, init_lora
-from revision_jax.models.pruner import compact
+from revision_jax.models.pruner import prune
 from revision_jax.models.text import TextTower
 from revision_jax.models.vision import VisionTransformer, merge_tokens
 
@@ -202,13 +202,7 @@ def patch_visual(
     """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
     level_config, params = config.grounding.level(name), state["params"]
     tokens = jnp.where(valid[..., None, None], tokens.astype(jnp.float32), 0.0)
-    first = jnp.arange(change.shape[1]) == 0
-    change = jnp.where(first[:, None], jnp.inf, change.astype(jnp.float32))
-    keep = valid[..., None] & (change > config.pruner.threshold)
-    # A frame where nothing changed still keeps its first token(s), so that its time is seen.
-    least = (jnp.arange(change.shape[-1]) < config.pruner.min_tokens) & ~jnp.any(keep, -1, keepdims=True)
-    keep = keep | (least & valid[..., None])
-    kept = jax.vmap(lambda t, k, c: compact(t, k, c, level_config.budget))(tokens, keep, change)
+    kept = jax.vmap(lambda t, c, v: prune(t, c, config.pruner, level_config.budget, v))(tokens, change, valid)
     packed, frame_index, cell_index, kept_valid, dropped = kept
     adapter = make_adapter(level_config.adapter, config.decoder.width)
     visual = adapter.apply({"params": state[f"adapter/{name}"]}, packed)

@@ -50,5 +50,5 @@ def local_rows(sharding: jax.sharding.Sharding, batch: int) -> tuple[int, int]:
     index = {slices[0].indices(batch)[:2] for slices in sharding.addressable_devices_indices_map((batch,)).values()}
     first, end = min(start for start, _ in index), max(stop for _, stop in index)
     if sum(stop - start for start, stop in index) != end - first:
-        raise ConfigError(f"mesh: this process holds batch rows {sorted(index)}, not one run of rows; choose data and fsdp sizes that keep its devices together")
+        raise ConfigError(f"mesh: this process holds batch rows {sorted(index)}, not one run of rows; choose data and fsdp sizes that keep them together")
     return first, end

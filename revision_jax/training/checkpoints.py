@@ -215,6 +215,7 @@ class Checkpoints:
         if not wanted:
             return {}
         manager, where = self._manager(stage), self.directory(stage) / str(step)
+        manager.wait_until_finished()
         try:
             stored = manager.item_metadata(step)[item]
             shapes = {name: tuple(leaf.shape) for name, leaf in stored.items()}

@@ -16,7 +16,8 @@ class MemoryStore:
         self.path = path
         film, frames, rate = path.name.split("-")
         self.frames, rate = int(frames), float(rate)
-        self.header = FeatureHeader("hash", "encoder", rate, self.frames / rate, {"frame": ((E,), "float32"), "tokens": ((N, E), "float32"), "change": ((N,), "float32")})
+        arrays = {"frame": ((E,), "float32"), "tokens": ((N, E), "float32"), "change": ((N,), "float32")}
+        self.header = FeatureHeader("hash", "encoder", rate, self.frames / rate, arrays)
         number = np.arange(self.frames, dtype=np.float32)
         frame = np.random.default_rng(int(film)).standard_normal((self.frames, E)).astype(np.float32)
         frame[:, 0], frame[:, 1] = number, int(film)

@@ -1,11 +1,13 @@
 import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from configs.tiny import get_config
 from revision_jax.config import ConfigError, StageConfig, override
-from revision_jax.data.pretraining import CAPTIONS, PretrainSource, apart_captions, point
+from revision_jax.data.pretraining import CAPTIONS, REMEMBERED, PretrainSource, apart_captions, point
 from revision_jax.data.synthetic import language
 from revision_jax.data.tokenizer import build_word_tokenizer
 
@@ -17,38 +19,62 @@ def tokenizer():
     return build_word_tokenizer([PROMPTS, *language.vocabulary_sentences(0, 20)], 256, 512)
 
 
-def test_batches_are_a_function_of_seed_stage_and_step(tokenizer):
-    stage = StageConfig(name="language", task="language", batch=4)
-    source = PretrainSource(get_config(), stage, tokenizer, 3)
-    first, again = source.batch(5), PretrainSource(get_config(), stage, tokenizer, 3).example(5)
-    assert set(first) == set(again) and all(np.array_equal(first[key], again[key]) for key in first)
-    for other in (source.batch(6), PretrainSource(get_config(), stage, tokenizer, 4).batch(5)):
-        assert not np.array_equal(first["images"], other["images"])
-    assert source.collate([first]) is first
-    with pytest.raises(ValueError, match="whole batch"):
-        source.collate([first, again])
+@pytest.fixture(scope="module")
+def source(tokenizer):
+    return PretrainSource(get_config(), StageConfig(name="language", task="language", batch=4), tokenizer, 3)
 
 
-def test_shapes_and_words(tokenizer):
-    stage = StageConfig(name="language", task="language", batch=4)
-    batch = PretrainSource(get_config(), stage, tokenizer, 3).batch(0)
+def test_rows_are_a_function_of_seed_stage_and_index(tokenizer, source):
+    batch = source.batch(5)
+    copy = pickle.loads(pickle.dumps(source))
+    for row in (3, 0, 2):
+        example = copy.example(5 * 4 + row)
+        assert set(example) == set(batch)
+        for name, value in example.items():
+            np.testing.assert_array_equal(value, batch[name][row])
+    other_seed = PretrainSource(get_config(), source.stage, tokenizer, 4)
+    other_stage = PretrainSource(get_config(), dataclasses.replace(source.stage, name="again"), tokenizer, 3)
+    for changed in (source.batch(6), other_seed.batch(5), other_stage.batch(5)):
+        assert not np.array_equal(batch["images"], changed["images"])
+
+
+def test_a_batch_is_made_once_for_all_threads_and_forgotten_later(tokenizer):
+    made = []
+
+    class Counting(PretrainSource):
+        def batch(self, step):
+            made.append(step)
+            return {"row": np.arange(4) + 4 * step}
+
+    source = Counting(get_config(), StageConfig(name="pretrain", task="pretrain", batch=4), tokenizer, 0)
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(lambda index: int(source.example(index)["row"]), range(160)))
+    assert rows == list(range(160)) and sorted(made) == list(range(40))
+    assert len(source._made) <= REMEMBERED
+
+
+def test_shapes_and_words(tokenizer, source):
+    batch = source.batch(0)
+    length = source.stage.caption_len
     shapes = {
-        "images": (4, 160, 160, 3), "labels": (4, 16), "caption_ids": (16, 32), "caption_mask": (16, 32), "full_ids": (4, 32), "full_mask": (4, 32),
-        "point_slots": (16, 120), "point_query": (16,), "point_after_ids": (16, 40), "point_after_mask": (16, 40),
-        "point_answer_ids": (16, 8), "point_answer_mask": (16, 8),
+        "images": (4, 160, 160, 3), "labels": (4, 16), "caption_ids": (4, 4, length), "caption_mask": (4, 4, length),
+        "full_ids": (4, 32), "full_mask": (4, 32), "point_slots": (4, 120), "point_query": (4,),
+        "point_after_ids": (4, 40), "point_after_mask": (4, 40), "point_answer_ids": (4, 8), "point_answer_mask": (4, 8),
     }  # fmt: skip
-    assert {key: value.shape for key, value in batch.items()} == shapes
+    assert {name: batch[name].shape for name in shapes} == shapes
     assert batch["images"].dtype == np.uint8 and batch["labels"].dtype == bool
-    for ids, mask in (("caption_ids", "caption_mask"), ("full_ids", "full_mask"), ("point_after_ids", "point_after_mask"), ("point_answer_ids", "point_answer_mask")):
-        assert (batch[ids][~batch[mask]] == tokenizer.pad).all() and not (batch[ids] == tokenizer.unk).any()
-    for row in range(16):
-        caption = tokenizer.decode(batch["caption_ids"][batch["point_query"][row]])
-        assert tokenizer.decode(batch["point_after_ids"][row]) == f"during which frames can we see {caption} ?"
-        shown = np.flatnonzero(batch["point_slots"][row] == batch["point_query"][row])
-        answer = tokenizer.decode(batch["point_answer_ids"][row])
-        assert answer == (f"from {shown[0]} to {shown[-1]} ." if len(shown) else "not present .")
-    plain = PretrainSource(get_config(), dataclasses.replace(stage, task="pretrain"), tokenizer, 3).batch(0)
-    assert set(plain) == {"images", "labels", "caption_ids", "caption_mask"}
+    for name in ("caption", "full", "point_after", "point_answer"):
+        ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"]
+        assert (ids[~mask] == tokenizer.pad).all() and not (ids == tokenizer.unk).any()
+    captions = batch["caption_ids"].reshape(16, -1)
+    for row in range(4):
+        asked = batch["point_query"][row]
+        assert tokenizer.decode(batch["point_after_ids"][row]) == f"during which frames can we see {tokenizer.decode(captions[asked])} ?"
+        shown = np.flatnonzero(batch["point_slots"][row] == asked)
+        assert tokenizer.decode(batch["point_answer_ids"][row]) == (f"from {shown[0]} to {shown[-1]} ." if len(shown) else "not present .")
+    plain = PretrainSource(get_config(), StageConfig(name="language", task="pretrain", batch=4), tokenizer, 3).batch(0)
+    assert not [name for name in plain if name.startswith(("full", "point"))]
+    np.testing.assert_array_equal(plain["images"], batch["images"])
 
 
 def test_apart_captions_exclude_what_one_picture_shows_together():

@@ -34,7 +34,10 @@ def test_frame_span_shows_only_what_the_mask_has_and_finds_the_nearest_slot_of_a
 
 @pytest.mark.parametrize(
     "moment, expected",
-    [((0.0, 100.0), True), ((50.0, 60.0), True), ((96.0, 104.0), True), ((97.0, 107.0), False), ((60.0, 300.0), True), ((61.0, 300.0), False), ((100.0, 101.0), False)],
+    [
+        ((0.0, 100.0), True), ((50.0, 60.0), True), ((96.0, 104.0), True), ((97.0, 107.0), False), ((60.0, 300.0), True), ((61.0, 300.0), False),
+        ((100.0, 101.0), False),
+    ],
 )
 def test_a_window_shows_half_an_event_or_two_fifths_of_itself(moment, expected):
     assert shows(moment, 0.0, 100.0) is expected

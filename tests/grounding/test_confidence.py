@@ -38,7 +38,10 @@ def test_more_entropy_is_less_confidence(low, more):
     assert sure.squash(sure.reliability(low)) == pytest.approx(1 / (1 + low))
 
 
-@given(values=st.lists(st.floats(-15, 15), min_size=3, max_size=3), kind=st.sampled_from(["entropy", "max_entropy", "log_probability", "presence", "calibrated"]))
+KINDS = ["entropy", "max_entropy", "log_probability", "presence", "calibrated"]
+
+
+@given(values=st.lists(st.floats(-15, 15), min_size=3, max_size=3), kind=st.sampled_from(KINDS))
 @settings(max_examples=100, deadline=None)
 def test_every_kind_is_a_probability(values, kind):
     row = features(present=values[0], score=-abs(values[1]), behind=-abs(values[2]), entropy=abs(values[1]), max_entropy=abs(values[2]))

@@ -1,6 +1,7 @@
 """Windows cover the film and stay inside it; groups and runs lose nothing; numbers and seconds agree with the training labels."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_windows_cover_the_stretch_and_stay_inside(start, length, span, share):
     for window in found:
         assert start - 1e-9 <= window.start_s < window.end_s <= end + 1e-9
         assert window.end_s - window.start_s == pytest.approx(min(span, length))
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         assert before.start_s < after.start_s <= before.end_s + 1e-6  # in order, no gap
     if length > span:
         assert len(found) <= math.ceil((length - span) / (span * share) + 1e-6) + 1

@@ -16,11 +16,12 @@ RELEASED = PromptConfig(answer="From {start} to {end}.", absent="Not Present", d
 
 def digit_tokenizer() -> Tokenizer:
     """Numbers as digits, the word before them with its blank: like LLaMA's and Qwen's."""
-    vocab = {token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *"0123456789", ".", "From", "to", "Not", "Present", "from", "not", "present"])}
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    vocab = {token: i for i, token in enumerate([*special, *"0123456789", ".", "From", "to", "Not", "Present", "from", "not", "present"])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    splits = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Punctuation("isolated"), tokenizers.pre_tokenizers.Digits(individual_digits=True)]
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(splits)
-    inner.add_special_tokens(["<pad>", "<bos>", "<eos>", "<unk>"])
+    pre = tokenizers.pre_tokenizers
+    inner.pre_tokenizer = pre.Sequence([pre.WhitespaceSplit(), pre.Punctuation("isolated"), pre.Digits(individual_digits=True)])
+    inner.add_special_tokens(special)
     return Tokenizer(inner)
 
 
@@ -136,8 +137,8 @@ def test_reading_never_fails_and_never_turns_a_span_around(text):
 @given(start=st.integers(0, 249), length=st.integers(0, 100))
 @settings(max_examples=50, deadline=None)
 def test_what_is_written_can_be_read(start, length):
-    for given in (RELEASED, PromptConfig()):
-        assert prompt.parse(given, answer_text(given, (start, start + length))) == ("span", start, start + length)
+    for wording in (RELEASED, PromptConfig()):
+        assert prompt.parse(wording, answer_text(wording, (start, start + length))) == ("span", start, start + length)
     assert prompt.parse(RELEASED, answer_text(RELEASED, None)) == "absent"
 
 

@@ -191,9 +191,9 @@ def test_dropout_acts_in_training_only():
 
 
 def test_another_width_is_refused():
-    arrays = inputs()
-    with pytest.raises(ValueError, match=r"query have width 15, config\.width is 16"):
-        apply(params(), [*arrays[:2], arrays[2][..., 1:], arrays[3]])
+    frames, frame_mask, query, query_mask = inputs()
+    with pytest.raises(ValueError, match=r"frames have width 15, config\.width is 16"):
+        apply(params(), [frames[..., 1:], frame_mask, query[..., 1:], query_mask])
 
 
 # ---------------------------------------------------------------------------------------------------------------------- dense and mlp

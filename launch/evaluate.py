@@ -1,0 +1,157 @@
+"""Measures a checkpoint on a data set: `python -m launch.evaluate --dataset synthetic --split test --json F`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch.cli import Parser, run
+
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m launch.evaluate", description="Asks every question of a data set and reports search, localisation, refusal and calibration.",
+        epilog="Stopped and started again, it goes on with the video it was at.",
+    )
+    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR", help="default: the shipped tiny model")
+    parser.add_argument("--dataset", default="synthetic", help="synthetic (the rendered world) or folder (annotated videos under --data); default synthetic")
+    parser.add_argument("--data", metavar="DIR", help="where the videos are, or are rendered to (default: the cache folder)")
+    parser.add_argument("--split", help="of the world: train, validation, test, composition, length (default test; with --fit: validation)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N videos of the split (default: all that the checkpoint's config names)")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="of the rendered videos (default an hour, of the length split three)")
+    parser.add_argument("--baseline", metavar="NAME", help="instead of the model: retrieval, flat or random")
+    parser.add_argument("--fit", action="store_true", help="fit calibration, threshold and the baselines' settings, and store them in the checkpoint")
+    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question (default 5)")
+    parser.add_argument("--json", metavar="FILE", help="the report with every answer")
+    compared = "the report of another run: paired bootstrap of every figure; give two to compare them without running anything"
+    parser.add_argument("--compare", nargs="+", metavar="FILE", help=compared)
+    parser.add_argument("--cache", metavar="DIR", help="where encoded videos are kept (default: the user's cache folder)")
+    parser.add_argument("--workdir", metavar="DIR", help="where the answers are kept until the run is complete (default: answers/ in the cache folder)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    _check(options)
+    from revision_jax.evaluation import report
+
+    others = [report.load(path) for path in options.compare or ()]  # before an hour is spent
+    if len(others) == 2:
+        _compare(others[0], others[1], *options.compare)
+        return
+    from revision_jax import checkpoint
+    from revision_jax.errors import UserError
+    from revision_jax.evaluation import datasets, exam, fitting
+    from revision_jax.evaluation.baselines import BASELINES, make
+
+    config = checkpoint.load_config(options.checkpoint)
+    if options.baseline is not None and options.baseline not in BASELINES:
+        raise UserError(f"--baseline: {options.baseline!r} is not one of {', '.join(BASELINES)}")
+    from revision_jax.grounding.grounder import Grounder, default_cache
+
+    cache = Path(options.cache) if options.cache else default_cache()
+    split = options.split or ("validation" if options.fit else "test")
+    with _progress("rendering") as progress:
+        if options.dataset == "synthetic":
+            count = options.limit or datasets.videos_of(split, config.data)
+            data = Path(options.data) if options.data else cache / "data"
+            items = datasets.synthetic(split, data, count, options.duration, lambda done, of: progress(done, of, "rendering videos"))
+        else:
+            items = datasets.folder(Path(options.data), options.limit)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
+    if options.fit:
+        _fit(options, grounder, items)
+        return
+    method = make(options.baseline, grounder, fitting.stored(options.checkpoint))
+    answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k)
+    with _progress("asking") as progress:
+        outcomes = exam.run(grounder, method, items, answers, top_k=options.top_k, progress=progress)
+    result = report.build(outcomes, exam.about(options.checkpoint, method, options.dataset, split, items, options.top_k))
+    if options.json:
+        report.save(options.json, result)
+    _console().print(report.table(result))
+    if others:
+        _compare(result, others[0], "this run", options.compare[0])
+
+
+def _check(options: argparse.Namespace) -> None:
+    from revision_jax.errors import UserError
+    from revision_jax.evaluation.datasets import DATASETS
+
+    if options.dataset not in DATASETS:
+        raise UserError(f"--dataset: {options.dataset!r} is not one of {', '.join(DATASETS)}")
+    if options.dataset == "folder" and not options.data:
+        raise UserError("--data: a folder of annotated videos must be given with --dataset folder")
+    if options.dataset == "folder" and options.split and not options.fit:
+        raise UserError("--split: a folder has no splits; give the folder of the split as --data")
+    for name in ("limit", "top_k"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 1, is {value}")
+    if options.duration is not None and not options.duration > 0:
+        raise UserError(f"--duration: must be above 0 seconds, is {options.duration}")
+    if options.compare and len(options.compare) > 2:
+        raise UserError(f"--compare: takes one file, or two to compare them with each other; got {len(options.compare)}")
+    if options.fit and (options.baseline or options.compare):
+        raise UserError("--fit: fits the model and all baselines at once; leave out --baseline and --compare")
+    if options.fit and options.split in ("test", "composition", "length"):
+        raise UserError(f"--split: {options.split} is for the exam; fit on validation")
+
+
+def _fit(options: argparse.Namespace, grounder, items) -> None:
+    from revision_jax import checkpoint
+    from revision_jax.evaluation import fitting
+
+    with _progress("fitting") as progress:
+        fitted = fitting.calibrator(grounder, items, progress)
+        settings = fitting.fit_baselines(grounder, items, progress)
+    where = {"dataset": options.dataset, "videos": len(items), "questions": sum(len(item.questions) for item in items)}
+    checkpoint.set_calibration(options.checkpoint, {**fitted.to_dict(), "baselines": settings, "fitted_on": where})
+    print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}")
+    for name, value in settings.items():
+        print(f"  {name}: {', '.join(f'{key} {number}' for key, number in value.items())}")
+
+
+def _compare(first: dict, second: dict, first_name: str, second_name: str) -> None:
+    from revision_jax.evaluation import report
+
+    _console().print(report.comparison_table(report.compare(first, second), Path(first_name).stem, Path(second_name).stem))
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left on a terminal; elsewhere a line now and then, so that a log says how far an hour-long run is."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos, left"), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(doing, total=None)
+            yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
+        return
+    began, before = time.monotonic(), [0]
+
+    def line(done: int, of: int, what: str) -> None:
+        if done > before[0]:
+            before[0] = done
+            left = (time.monotonic() - began) / done * (of - done)
+            print(f"{doing}: {done} of {of} videos, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
+
+    yield line
+
+
+if __name__ == "__main__":
+    run(main)

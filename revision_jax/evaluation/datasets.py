@@ -1,0 +1,141 @@
+"""The videos and questions of an exam: the rendered world's splits, or a folder of annotated videos.
+
+A folder holds one folder a video: annotations.json as `launch.synthesize` writes it ({"duration_s", "queries": [{"query_id", "query", "kind",
+"moments"}]}) beside exactly one video file. A split of the world is such a folder, rendered when it is missing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revision_jax.config import DataConfig
+from revision_jax.data.synthetic import world
+from revision_jax.errors import UserError
+from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
+
+DATASETS = ("synthetic", "folder")
+ANNOTATIONS = "annotations.json"
+VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv")
+FPS = 5
+
+Progress = Callable[[int, int], None]  # videos ready, of
+
+
+@dataclass(frozen=True)
+class Asked:
+    query_id: str
+    query: str
+    kind: str
+    truth: tuple[tuple[float, float], ...]  # seconds
+
+
+@dataclass(frozen=True)
+class Item:
+    """A video with its questions."""
+
+    name: str
+    video: Path
+    duration_s: float
+    questions: tuple[Asked, ...]
+
+
+def videos_of(split: str, data: DataConfig) -> int:
+    """How many videos a split of the world has, for this config."""
+    world.split_range(split)  # raises for an unknown one
+    counts = {"train": data.train_videos, "validation": data.validation_videos, "test": data.test_videos}
+    return counts.get(split, data.validation_videos)
+
+
+def synthetic(split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None) -> list[Item]:
+    """The first `count` videos of a split of the world, an hour each (the length split: three) unless told otherwise, in
+    folder/synthetic-v<version>/<split>-<seconds>s/<number>. Rendered by worker processes where missing or of another world.
+
+    Raises UserError for an unknown split and where the folder cannot be written.
+    """
+    duration = world.SPLIT_DURATION_S.get(split, 3600.0) if duration_s is None else duration_s
+    places = [(folder / f"synthetic-v{world.WORLD_VERSION}" / f"{split}-{duration:g}s" / f"{index:03d}", index) for index in range(count)]
+    missing = [(place, index) for place, index in places if not _rendered(place, split, index, duration)]
+    if missing:
+        world.split_seed(split, missing[-1][1])
+        done = count - len(missing)
+        workers = min(len(missing), os.cpu_count() or 1)
+        # Spawned, not forked: this process may hold a started backend.
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                for _ in concurrent.futures.as_completed([pool.submit(_render, split, index, duration, str(place)) for place, index in missing]):
+                    _.result()
+                    done += 1
+                    if progress is not None:
+                        progress(done, count)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [read_item(place, f"{split}-{index:03d}") for place, index in places]
+
+
+def _render(split: str, index: int, duration_s: float, place: str) -> None:
+    from revision_jax.data.synthetic.script import split_script
+    from revision_jax.data.synthetic.write import write
+
+    write(split_script(split, index, duration_s, FPS), place)
+
+
+def _rendered(place: Path, split: str, index: int, duration_s: float) -> bool:
+    """annotations.json is moved in after the video, so a complete one of the right world means that both are there."""
+    try:
+        about = json.loads((place / ANNOTATIONS).read_text(encoding="utf-8"))
+        same = about["seed"] == world.split_seed(split, index) and about["world_version"] == world.WORLD_VERSION and abs(about["duration_s"] - duration_s) < 1
+        return bool(same) and (place / "video.mp4").is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def folder(path: Path, count: int | None = None) -> list[Item]:
+    """Every annotated video below a folder, by name, or the first `count`. Raises UserError where there is none."""
+    if not path.is_dir():
+        raise UserError(f"--data: {path} is no folder; give one that holds a folder with {ANNOTATIONS} and a video for each video")
+    places = sorted(place.parent for place in path.rglob(ANNOTATIONS))
+    if not places:
+        raise UserError(f"--data: {path} holds no {ANNOTATIONS}")
+    return [read_item(place, place.relative_to(path).as_posix() if place != path else path.name) for place in places[:count]]
+
+
+def read_item(place: Path, name: str) -> Item:
+    """One annotated video. Raises UserError that names the file and the field."""
+    path = place / ANNOTATIONS
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    films = sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEO_ENDINGS)
+    if len(films) != 1:
+        raise UserError(f"{place}: must hold exactly one video beside {ANNOTATIONS}, holds {len(films)}")
+    try:
+        duration = float(about["duration_s"])
+        questions = tuple(_question(path, entry, duration) for entry in about["queries"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is not an annotation file ({type(error).__name__}: {error})") from None
+    if len({q.query_id for q in questions}) != len(questions):
+        raise UserError(f"{path}: query_id must differ from question to question")
+    return Item(name, films[0], duration, questions)
+
+
+def _question(path: Path, entry: dict[str, Any], duration_s: float) -> Asked:
+    where = f"{path}: question {entry['query_id']}"
+    truth = tuple((float(start), float(end)) for start, end in entry["moments"])
+    kind = entry.get("kind") or ("absent" if not truth else "one" if len(truth) == 1 else "several")
+    if kind not in KINDS:
+        raise UserError(f"{where}: kind {kind!r} is not one of {', '.join(KINDS)}")
+    if (kind in ABSENT_KINDS) != (not truth):
+        raise UserError(f"{where}: is {kind!r} and has {len(truth)} moments")
+    for start, end in truth:
+        if not 0 <= start < end <= duration_s + 1.0:
+            raise UserError(f"{where}: moment [{start:g}, {end:g}] must lie inside the video's {duration_s:g} s and start before it ends")
+    return Asked(str(entry["query_id"]), str(entry["query"]), kind, truth)

@@ -1,0 +1,119 @@
+"""What is fitted on validation and stored with the checkpoint: calibrator, temperature and threshold; and the same for the baselines, plus
+retrieval's span rule, so that none of them is beaten for want of tuning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from revision_jax.checkpoint import CALIBRATION
+from revision_jax.errors import UserError
+from revision_jax.evaluation import baselines, calibration, exam, moments, rejection
+from revision_jax.evaluation.baselines import Decision, Flat, Random, Retrieval, SpanRule
+from revision_jax.evaluation.datasets import Item
+from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
+from revision_jax.grounding import confidence as sure
+from revision_jax.grounding.confidence import Calibrator
+from revision_jax.grounding.grounder import Grounder
+from revision_jax.grounding.similarity import frame_similarity
+
+Progress = Callable[[int, int, str], None]
+CORRECT = CORRECT_IOUS[-1]  # a confidence is the probability that the moment has more than this IoU with a true one
+
+
+def decide(outcomes: Sequence[Outcome]) -> Decision:
+    """Temperature and threshold of these answers: the temperature makes the first candidate's confidence honest (it keeps the order), the
+    threshold, in the new confidence, has the highest RejF1. Raises UserError unless there are present and absent questions."""
+    table = columns(list(outcomes))
+    if not 0 < table["present"].sum() < len(outcomes):
+        raise UserError("fitting needs present and absent questions in the validation split")
+    correct = table[f"correct@{CORRECT}"] > 0
+    # With every answer right, or every one wrong, the best temperature is no finite one.
+    temperature = calibration.fit_temperature(table["confidence"], correct) if 0 < correct.sum() < len(correct) else 1.0
+    threshold, _ = rejection.fit_threshold(calibration.apply_temperature(table["confidence"], temperature), table["present"] > 0)
+    return Decision(temperature, threshold)
+
+
+def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | None = None) -> Calibrator:
+    """Logistic regression over the features of every candidate before merging, then temperature and threshold of the final answers.
+
+    The candidates of the frame level are taken before their boundaries are refined: which of them are refined depends on what is fitted.
+    The grounder is left with the new calibrator. Raises UserError where the questions do not suffice.
+    """
+    rows, right = [], []
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items), f"candidates of {item.name}")
+        video = grounder.encode(item.video)
+        found = grounder.searcher.search(video.source, [q.query for q in item.questions])
+        for question, one in zip(item.questions, found, strict=True):
+            spans = moments.as_spans((c.start_s, c.end_s) for c in one.candidates)
+            rows += [candidate.features for candidate in one.candidates]
+            right += (moments.best_iou(spans, question.truth) > CORRECT).tolist()
+    fitted = sure.fit(rows, np.asarray(right, dtype=bool))
+    use(grounder, fitted)
+    outcomes = _asked(grounder, baselines.Model(), items, progress, "answers of")
+    decision = decide(outcomes)
+    fitted = fitted.with_threshold(decision.threshold, decision.temperature)
+    use(grounder, fitted)
+    return fitted
+
+
+def use(grounder: Grounder, fitted: Calibrator) -> None:
+    """Makes a grounder answer with this calibrator from now on."""
+    grounder.calibrator = grounder.searcher.calibrator = fitted
+
+
+def span_rule(grounder: Grounder, items: Sequence[Item], progress: Progress | None = None) -> SpanRule:
+    """The rule with the highest mean of R1@0.3, R1@0.5 and R1@0.7 on these videos; the similarity is computed once for all rules."""
+    rules = [SpanRule(smooth_s, relative) for smooth_s in baselines.SMOOTHING_S for relative in baselines.RELATIVE]
+    scores = np.zeros(len(rules))
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items), f"span rule, {item.name}")
+        video = grounder.encode(item.video)
+        asked = [q for q in item.questions if q.truth]
+        levels = frame_similarity(grounder.programs, video.source, [grounder.programs.question(q.query) for q in asked])
+        for question, level in zip(asked, levels, strict=True):
+            for number, rule in enumerate(rules):
+                top = [(s, e) for s, e, _ in baselines.spans(level, video.source.rate, rule, 1)]
+                scores[number] += sum(moments.recall(top, question.truth, 1, iou) for iou in (0.3, 0.5, 0.7))
+    return rules[int(scores.argmax())]
+
+
+def fit_baselines(grounder: Grounder, items: Sequence[Item], progress: Progress | None = None) -> dict[str, dict[str, Any]]:
+    """Settings of every baseline, as `baselines.make` reads them from calibration.json."""
+    methods = [Random(), Flat()]
+    if grounder.programs.has_similarity:
+        methods.append(Retrieval(span_rule(grounder, items, progress)))
+    fitted = {}
+    for method in methods:
+        decision = decide(_asked(grounder, method, items, progress, f"{method.name},"))
+        fitted[method.name] = replace(method, decision=decision).settings()
+    return fitted
+
+
+def _asked(grounder: Grounder, method: baselines.Method, items: Sequence[Item], progress: Progress | None, what: str) -> list[Outcome]:
+    outcomes = []
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items), f"{what} {item.name}")
+        outcomes += exam.ask(grounder, method, item, grounder.encode(item.video), top_k=5, oracle=False)
+    return outcomes
+
+
+def stored(checkpoint: str | Path) -> dict[str, Any]:
+    """What `calibration.json` of a checkpoint holds; empty where there is none. Raises UserError where it cannot be read."""
+    path = Path(checkpoint) / CALIBRATION
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold an object, holds {type(values).__name__}")
+    return values

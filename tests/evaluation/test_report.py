@@ -1,0 +1,79 @@
+"""The report as JSON and as a table, and what is said about reports that do not fit together."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from revision_jax.errors import UserError
+from revision_jax.evaluation import report
+from revision_jax.evaluation.outcome import Outcome
+
+RUN = {"method": "model", "dataset": "synthetic", "split": "test"}
+
+
+def outcomes(shift=0.0):
+    truth = (((100.0, 120.0),), ((10.0, 30.0), (50.0, 60.0)), (), ())
+    kinds = ("one", "several", "absent", "near_miss")
+    return [
+        Outcome("film", str(i), "a ring", kinds[i % 4], 3600.0, truth[i % 4], ((100.0 + shift, 120.0 + shift, 0.7, True),), parse_failures=i % 2,
+                survivors=((60.0, 130.0),), survivors_share=0.1, oracle_iou=0.5 if truth[i % 4] else None, seconds=0.5)
+        for i in range(8)
+    ]  # fmt: skip
+
+
+def shown(table):
+    console = Console(width=160, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_has_every_figure_that_is_promised():
+    made = report.build(outcomes(), RUN, resamples=50)
+    recalls = [f"R{rank}@{iou}" for rank in (1, 5) for iou in (0.1, 0.3, 0.5, 0.7)]
+    for name in [*recalls, "mIoU", "mAP", "ECE", "AUROC", "RejF1", "EtF1", "window_recall", "oracle_window_mIoU", "survivors_share", "seconds"]:
+        assert isinstance(made[name], float), name
+    assert made["parse_failures"] == 4 and made["counts"]["questions"] == 8 and made["counts"]["near_miss"] == 2
+    assert set(made["kinds"]) == {"one", "several", "absent", "near_miss"} and made["kinds"]["absent"]["R1@0.5"] is None
+    json.dumps(made, allow_nan=False)
+
+
+def test_survives_saving(tmp_path):
+    made = report.build(outcomes(), RUN, resamples=50)
+    report.save(tmp_path / "deep" / "a.json", made)
+    assert report.load(tmp_path / "deep" / "a.json") == json.loads(json.dumps(made))
+    assert report.outcomes_of(made) == outcomes()
+
+
+def test_tables_show_figures_and_verdicts():
+    first, second = (report.build(outcomes(shift), RUN, resamples=50) for shift in (0.0, 50.0))
+    text = shown(report.table(first))
+    assert "R1@0.5" in text and "near miss (2)" in text and "unreadable" in text
+    text = shown(report.comparison_table(report.compare(first, second, resamples=200), "a", "b"))
+    assert "mIoU" in text and ("better" in text or "undecided" in text)
+
+
+def test_comparison_wants_the_same_exam():
+    first = report.build(outcomes(), RUN, resamples=10)
+    fewer = report.build(outcomes()[:6], RUN, resamples=10)
+    with pytest.raises(UserError, match="2 only in the first"):
+        report.compare(first, fewer)
+    moved = [dataclasses.replace(o, truth=((1.0, 2.0),)) if o.truth else o for o in outcomes()]
+    with pytest.raises(UserError, match="different annotations"):
+        report.compare(first, report.build(moved, RUN, resamples=10))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"questions": [{"video": 1}]}', "\x00"])
+def test_other_files_are_refused(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match="evaluation"):
+        report.load(tmp_path / "x.json")
+    with pytest.raises(UserError, match="no such file"):
+        report.load(tmp_path / "y.json")
+
+
+def test_an_empty_run_is_no_report():
+    with pytest.raises(UserError, match="no question"):
+        report.build([], RUN)
