@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         correct = is_right(entry["moments"], found)
         right += correct
         spans = lambda pairs: ", ".join(f"{start:.1f}-{end:.1f} s" for start, end in sorted(pairs)) or "not present"
-        print(f"  {'right' if correct else 'WRONG'}  {entry['query']!r} ({entry['kind']})\n         true: {spans(entry['moments'])}\n         said: {spans(found)}")
+        print(f"  {'right' if correct else 'WRONG'}  {entry['query']!r} ({entry['kind']})")
+        print(f"         true: {spans(entry['moments'])}\n         said: {spans(found)}")
     print(f"\n{right} of {len(asked)} right, {time.perf_counter() - began:.0f} s in all. See {out / 'answers.html'} and {out / 'answers.png'}.")
     return 0
 

@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N videos of the split (default: all that the checkpoint's config names)")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="of the rendered videos (default an hour, of the length split three)")
     parser.add_argument("--baseline", metavar="NAME", help="instead of the model: retrieval, flat or random")
+    parser.add_argument("--without", action="append", default=[], metavar="LEVEL", help="leave a level out, to see what it is worth (patch, say)")
     parser.add_argument("--fit", action="store_true", help="fit calibration, threshold and the baselines' settings, and store them in the checkpoint")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question (default 5)")
     parser.add_argument("--json", metavar="FILE", help="the report with every answer")
@@ -48,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from revision_jax import checkpoint
     from revision_jax.errors import UserError
     from revision_jax.evaluation import datasets, exam, fitting
-    from revision_jax.evaluation.baselines import BASELINES, make
+    from revision_jax.evaluation.baselines import BASELINES, leave_out, make
 
     config = checkpoint.load_config(options.checkpoint)
     if options.baseline is not None and options.baseline not in BASELINES:
         raise UserError(f"--baseline: {options.baseline!r} is not one of {', '.join(BASELINES)}")
+    leave_out(config, options.without)
     from revision_jax.grounding.grounder import Grounder, default_cache
 
     cache = Path(options.cache) if options.cache else default_cache()
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fit:
         _fit(options, grounder, items)
         return
-    method = make(options.baseline, grounder, fitting.stored(options.checkpoint))
+    method = make(options.baseline, grounder, fitting.stored(options.checkpoint), options.without)
     answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k)
     with _progress("asking") as progress:
         outcomes = exam.run(grounder, method, items, answers, top_k=options.top_k, progress=progress)
@@ -98,8 +100,10 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--duration: must be above 0 seconds, is {options.duration}")
     if options.compare and len(options.compare) > 2:
         raise UserError(f"--compare: takes one file, or two to compare them with each other; got {len(options.compare)}")
-    if options.fit and (options.baseline or options.compare):
-        raise UserError("--fit: fits the model and all baselines at once; leave out --baseline and --compare")
+    if options.fit and (options.baseline or options.compare or options.without):
+        raise UserError("--fit: fits the whole model and all baselines at once; leave out --baseline, --without and --compare")
+    if options.baseline and options.without:
+        raise UserError("--without: leaves out levels of the model; a baseline has none")
     if options.fit and options.split in ("test", "composition", "length"):
         raise UserError(f"--split: {options.split} is for the exam; fit on validation")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from revision_jax.errors import UserError
@@ -73,7 +73,11 @@ class VisionConfig:
         _one_of(f"{w}.activation", self.activation, ("gelu_tanh", "quick_gelu", "gelu"))
         _check(len(self.grids) > 0, f"{w}.grids", "needs at least one (rows, columns) bucket")
         for rows, cols in self.grids:
-            _check(rows > 0 and cols > 0 and rows % self.merge == 0 and cols % self.merge == 0, f"{w}.grids", f"({rows}, {cols}) does not divide by merge {self.merge}")
+            _check(
+                rows > 0 and cols > 0 and rows % self.merge == 0 and cols % self.merge == 0,
+                f"{w}.grids",
+                f"({rows}, {cols}) does not divide by merge {self.merge}",
+            )
         _check(self.pool != "cls" or self.class_token, f"{w}.pool", "'cls' needs class_token=True")
 
     @property
@@ -263,6 +267,7 @@ class LevelConfig:
     spans: int = 4  # spans decoded from one group or window (beam width)
     budget: int = 0  # patch: visual tokens of one call
     min_duration_s: float = 0.0  # the level is left out for videos shorter than this
+    baseline: bool = False  # no part of the search: trained and kept to be compared with, such as one flat pass over a whole video
     adapter: AdapterConfig = AdapterConfig()
     prompt: PromptConfig = PromptConfig()
 
@@ -366,7 +371,14 @@ class DataConfig:
     prefetch: int = 4  # batches ahead of the training thread
 
     def __post_init__(self):
-        _positive("data", train_videos=self.train_videos, validation_videos=self.validation_videos, test_videos=self.test_videos, duration_s=self.duration_s, fps=self.fps)
+        _positive(
+            "data",
+            train_videos=self.train_videos,
+            validation_videos=self.validation_videos,
+            test_videos=self.test_videos,
+            duration_s=self.duration_s,
+            fps=self.fps,
+        )
 
 
 @dataclass(frozen=True)
@@ -415,12 +427,18 @@ class ExperimentConfig:
 
     def __post_init__(self):
         if self.decoder.signal.enabled:
-            _check(self.vision.output == self.text.projection, "text.projection",
-                   f"{self.text.projection} differs from the frame vectors' width {self.vision.output}: the search signal compares them")
+            _check(
+                self.vision.output == self.text.projection,
+                "text.projection",
+                f"{self.text.projection} differs from the frame vectors' width {self.vision.output}: the search signal compares them",
+            )
         names = {level.name for level in self.grounding.levels}
         for stage in self.train.stages:
-            _check(stage.task in ("pretrain", "language") or stage.level in names, f"stages.{stage.name}.level",
-                   f"{stage.level!r} is not a level; there are {', '.join(sorted(names)) or 'none'}")
+            _check(
+                stage.task in ("pretrain", "language") or stage.level in names,
+                f"stages.{stage.name}.level",
+                f"{stage.level!r} is not a level; there are {', '.join(sorted(names)) or 'none'}",
+            )
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -65,9 +65,7 @@ def frame_size(config: ExperimentConfig, info: host_video.VideoInfo) -> tuple[in
     return rows * config.vision.patch, columns * config.vision.patch
 
 
-def features_of(
-    config: ExperimentConfig, params: dict, chunks: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+def features_of(config: ExperimentConfig, params: dict, chunks: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(times, frames) chunks to (times, {"frame", "tokens", "change"}), `change` being the pruner's measure against the frame before."""
     vision, previous = config.vision, None
     for times, images in chunks:
@@ -78,7 +76,13 @@ def features_of(
 
 
 def extract(
-    video: str | Path, config: ExperimentConfig, params: dict, store: str | Path, *, rate: float | None = None, progress: Callable[[float, float], None] | None = None
+    video: str | Path,
+    config: ExperimentConfig,
+    params: dict,
+    store: str | Path,
+    *,
+    rate: float | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> FeatureStore:
     """Encodes a whole video at `rate` frames per second (default: the config's) into `store`, atomically. Returns the opened store.
 

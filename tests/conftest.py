@@ -6,4 +6,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401  the hook looks it up by name
+
 install_import_hook("revision_jax", "tests.typecheck.check")

@@ -7,7 +7,7 @@ are exact because the script says all that happens; and of any question, of this
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class TrainQuestion:
     meaning: world.Query | None = field(default=None, compare=False)  # of an invented question
 
 
+@runtime_checkable
 class Questions(Protocol):
     """What one film can be asked. Every method is a pure function of its arguments."""
 

@@ -11,6 +11,7 @@ A method gives `Found`s, like the search. Its confidences go through a temperatu
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -21,11 +22,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from revision_jax.config import ExperimentConfig
 from revision_jax.data.windows import span_seconds
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
-from revision_jax.grounding.search import Candidate, Found
+from revision_jax.grounding.levels import check_order
+from revision_jax.grounding.search import Candidate, Found, Searcher
 from revision_jax.grounding.similarity import frame_similarity
 
 SHORTEST_S, LONGEST_S = 3.0, 90.0  # of random spans: what the world's events last
@@ -153,28 +156,50 @@ class Flat:
 
 @dataclass(frozen=True)
 class Model:
-    """The system itself: the whole hierarchy, decided by the checkpoint's own calibration (so `decision.temperature` stays 1)."""
+    """The system itself, decided by the checkpoint's own calibration (so `decision.temperature` stays 1).
+
+    without: names of levels to leave out, to see what they are worth. The first level left must then look at everything.
+    """
 
     decision: Decision = Decision()
+    without: tuple[str, ...] = ()
     name: str = "model"
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self.decision)
+        return {**asdict(self.decision), "without": list(self.without)}
 
     def search(self, grounder: Grounder, video: EncodedVideo, queries: Sequence[str], top_k: int) -> list[Found]:
-        return grounder.find(video, list(queries), top_k=top_k)
+        return self.bounded(grounder).find(video, list(queries), top_k=top_k)
+
+    def bounded(self, grounder: Grounder) -> Grounder:
+        """The grounder without those levels; it shares programs and features. Raises UserError for a level that is not there."""
+        if not self.without:
+            return grounder
+        fewer = copy.copy(grounder)
+        fewer.searcher = Searcher(leave_out(grounder.config, self.without), grounder.programs, grounder.calibrator)
+        return fewer
+
+
+def leave_out(config: ExperimentConfig, without: Sequence[str]) -> ExperimentConfig:
+    """A config with fewer levels. Raises UserError for a level that is not there, ConfigError where the others cannot do without it."""
+    names = [level.name for level in config.grounding.levels]
+    unknown = sorted(set(without) - set(names))
+    if unknown:
+        raise UserError(f"--without: no level {unknown[0]!r}; there are {', '.join(names)}")
+    levels = tuple(level for level in config.grounding.levels if level.name not in without)
+    check_order(levels)
+    return replace(config, grounding=replace(config.grounding, levels=levels))
 
 
 BASELINES = ("retrieval", "flat", "random")
 
 
-def make(name: str | None, grounder: Grounder, stored: dict[str, Any] | None = None) -> Method:
-    """The model (None) or a baseline by name. stored: `calibration.json` of the checkpoint, whose "baselines" hold what was fitted.
-
-    Raises UserError for an unknown name.
+def make(name: str | None, grounder: Grounder, stored: dict[str, Any] | None = None, without: Sequence[str] = ()) -> Method:
+    """The model (None), without some of its levels or whole, or a baseline by name. stored: `calibration.json` of the checkpoint, whose
+    "baselines" hold what was fitted. Raises UserError for an unknown name.
     """
     if name is None:
-        return Model(Decision(threshold=grounder.threshold))
+        return Model(Decision(threshold=grounder.threshold), tuple(sorted(set(without))))
     if name not in BASELINES:
         raise UserError(f"--baseline: {name!r} is not one of {', '.join(BASELINES)}")
     fitted = dict((stored or {}).get("baselines", {}).get(name, {}))

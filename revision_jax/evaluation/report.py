@@ -17,6 +17,7 @@ from revision_jax.files import write_text
 
 FORMAT = 1
 HEADLINE = (*figures.RECALLS, "mIoU", "mAP", "EtF1", "RejF1", "AUROC", "ECE", "window_recall", "survivors_share", "oracle_window_mIoU")
+UNITS = "percent; AUROC and ECE in [0, 1]; seconds a question, encoding not counted"
 MEANING = {
     "R1@0.1": "share of present questions whose first candidate has IoU 0.1 with any true moment",
     "R5@0.1": "the same for any of the first five candidates",
@@ -54,12 +55,12 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
 
     All figures at the top level (units in figures.py; null where no question has what a figure needs), then `counts`, `parse_failures`,
     `kinds` (figures of each kind of question), `intervals` (95 % bootstrap), `reliability` (first candidates, correct = IoU > 0.5),
-    `run` (what was run, as given) and `questions` (every answer, from which all of it can be computed again).
+    `units`, `meaning`, `run` (what was run, as given) and `questions` (every answer, from which all of it can be computed again).
     """
     if not outcomes:
         raise UserError("no question was asked: the split is empty, or --limit is 0")
     table = columns(outcomes)
-    diagram = calibration.reliability(table["confidence"], table[f"correct@{CORRECT_IOUS[-1]}"])
+    diagram = calibration.reliability(table["confidence"], table[f"correct@{CORRECT_IOUS[-1]}"] > 0)
     report: dict[str, Any] = {"format": FORMAT}
     report |= figures.figures(outcomes)
     report["parse_failures"] = sum(o.parse_failures for o in outcomes)
@@ -67,6 +68,7 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     report["kinds"] = {kind: figures.figures([o for o in outcomes if o.kind == kind]) for kind in KINDS if any(o.kind == kind for o in outcomes)}
     report["intervals"] = {name: value and list(value) for name, value in figures.intervals(outcomes, resamples=resamples, seed=seed).items()}
     report["reliability"] = dataclasses.asdict(diagram)
+    report["units"], report["meaning"] = UNITS, MEANING
     report["run"] = run
     report["questions"] = [o.to_json() for o in outcomes]
     return _finite(report)
@@ -82,7 +84,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         report = json.loads(path.read_text())
-        report["questions"] = [Outcome.from_json(values).to_json() for values in report["questions"]]
+        outcomes_of(report)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the --json file of another evaluation") from None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:

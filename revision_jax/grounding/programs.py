@@ -159,7 +159,7 @@ class Programs:
         def tokens(state: dict, frame, tokens, valid, text, mask, vector) -> WindowTokens:
             spread = lambda x: jnp.broadcast_to(x, (frame.shape[0], *x.shape))
             token, summary = revision.sparse_tokens(self.config, state, level.name, frame, valid, spread(text), spread(mask))
-            seen, _ = self._similarity(state, frame, tokens, vector)
+            seen, _ = self._similarity(state, frame, _clear(tokens, valid), vector)
             return WindowTokens(token, summary, search_signal.top_mean(seen, valid, self.config.decoder.signal.top))
 
         made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, question.tokens, question.mask, question.vector)
@@ -223,8 +223,9 @@ class Programs:
         def prefixes(state: dict, arrays: dict, valid) -> list[dict]:
             visual = revision.dense_visual(self.config, state, level.name, arrays["frame"], valid, jnp.asarray(self._numbers))
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
-            keep = arrays if not self.needs_tokens else {"tokens": arrays["tokens"]}
-            return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], **{name: x[i] for name, x in keep.items()}} for i in range(level.batch)]
+            name = "tokens" if self.needs_tokens else "frame"
+            read = _clear(arrays[name], valid)
+            return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], name: read[i]} for i in range(level.batch)]
 
         out = []
         for rows in _batches(list(range(len(valid))), level.batch):
@@ -284,6 +285,11 @@ class _Batch(NamedTuple):
 def _batches(rows: list, size: int) -> list[_Batch]:
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [_Batch([*part, *[part[-1]] * (size - len(part))], len(part)) for part in parts]
+
+
+def _clear(array, valid):
+    """Zeros where there is no frame: a weight of zero does not silence a NaN."""
+    return None if array is None else jnp.where(valid.reshape(*valid.shape, *[1] * (array.ndim - valid.ndim)), array, 0)
 
 
 def _host(decoded: Decoded, count: int) -> Decoded:

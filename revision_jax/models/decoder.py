@@ -44,8 +44,8 @@ SIGNAL_GAIN = 4.0
 # ------------------------------------------------------------------------------------------------------------------- one layer
 
 
-def _take(x: Array, rows: Int[Array, "B R"] | None) -> Array:
-    """[B S ...] -> [B R ...]: the named slots of each row of the batch; all of them for None."""
+def _take(x: Array, rows: Int[Array, "B A"] | None) -> Array:
+    """[B S ...] -> [B A ...]: the named slots of each row of the batch; all of them for None."""
     return x if rows is None else jnp.take_along_axis(x, rows.reshape(*rows.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
@@ -61,7 +61,7 @@ def _signal_scale_init(config: DecoderConfig) -> Float[Array, "K C"]:
 class Attention(nn.Module):
     """Grouped-query self-attention with RoPE over the slots of this call, or over a cache that this call's slots are first written into.
 
-    `rows` picks the R slots that ask (all if None); mask and bias have these rows. Every slot still has its key and value.
+    `rows` picks the A slots that ask (all if None); mask and bias have these rows. Every slot still has its key and value.
     """
 
     config: DecoderConfig
@@ -71,13 +71,13 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B S H"],
         angles: Float32[Array, "B S r"],
-        mask: Bool[Array, "B 1 R M"],
-        bias: Float[Array, "B K R M"] | None,
+        mask: Bool[Array, "B 1 A M"],
+        bias: Float[Array, "B K A M"] | None,
         cache: dict | None,
         start: Int[Array, "*b"] | int | None,
-        rows: Int[Array, "B R"] | None,
+        rows: Int[Array, "B A"] | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B R H"], dict | None]:
+    ) -> tuple[Float[Array, "B A H"], dict | None]:
         c = self.config
 
         def linear(name: str, features: int, use_bias: bool) -> LoraLinear:
@@ -110,9 +110,9 @@ class Block(nn.Module):
         signal: Float[Array, "B M C"] | None,
         cache: dict | None = None,
         start: Int[Array, "*b"] | int | None = None,
-        rows: Int[Array, "B R"] | None = None,
+        rows: Int[Array, "B A"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B R H"], dict | None]:
+    ) -> tuple[Float[Array, "B A H"], dict | None]:
         c = self.config
         mask = mask if rows is None else jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
         bias = None
@@ -171,9 +171,9 @@ class Decoder(nn.Module):
         summary: Float[Array, "B R"] | None = None,
         cache: dict | None = None,
         start: Int[Array, "*b"] | int | None = None,
-        rows: Int[Array, "B R"] | None = None,
+        rows: Int[Array, "B A"] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B R H"], dict | None]:
+    ) -> tuple[Float[Array, "B A H"], dict | None]:
         """Runs all layers over the S slots of this call.
 
         embeds: token embeddings, visual tokens among them; positions: RoPE positions; valid: slots that hold something (others may hold garbage).
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         start + S <= M. A signal given once stays in the cache for later calls.
         rows: the slots, counted from this call's first, whose hidden states are wanted (all if None). Where the layers run unrolled, the last one works
         for these alone: a third of a shallow model's time when only an answer is scored, or when a prompt is prefilled for its last slot.
-        Returns (hidden [B R H] after the final norm, R = S without `rows`; the new cache or None). Rows without a valid slot before them hold no information.
+        Returns (hidden [B A H] after the final norm, A = S without `rows`; the new cache or None). Rows without a valid slot before them hold no information.
         Raises ValueError if cache and start are not given together, or if slots known when traced do not fit.
         """
         c = self.config

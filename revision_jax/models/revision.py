@@ -77,7 +77,13 @@ def abstract_state(config: ExperimentConfig) -> dict:
 
 
 def encode_frames(
-    config: ExperimentConfig, params: dict, patches: Float[Array, "B P F"], rows: Int[Array, "B P"], columns: Int[Array, "B P"], valid: Bool[Array, "B P"], grid: tuple[int, int]
+    config: ExperimentConfig,
+    params: dict,
+    patches: Float[Array, "B P F"],
+    rows: Int[Array, "B P"],
+    columns: Int[Array, "B P"],
+    valid: Bool[Array, "B P"],
+    grid: tuple[int, int],
 ) -> dict[str, Array]:
     """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}, float32. B is frames: they never see each other."""
     out = VisionTransformer(config.vision).apply({"params": params["vision"]}, patches, rows, columns, valid)
@@ -97,7 +103,7 @@ def patchify(config: ExperimentConfig, images: Array) -> tuple[Array, Array, Arr
     pixels = (images.astype(jnp.float32) / 255.0 - jnp.asarray(vision.mean)) / jnp.asarray(vision.std)
     patches = rearrange(pixels, "b (hb mh p) (wb mw q) c -> b (hb wb mh mw) (c p q)", mh=m, mw=m, p=p, q=p)
     height, width = images.shape[1] // p, images.shape[2] // p
-    block = lambda grid: rearrange(grid, "(hb mh) (wb mw) -> (hb wb mh mw)", mh=m, mw=m)  # noqa: E731
+    block = lambda grid: rearrange(grid, "(hb mh) (wb mw) -> (hb wb mh mw)", mh=m, mw=m)
     rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     shape = (images.shape[0], height * width)
     return patches, jnp.broadcast_to(block(rows), shape), jnp.broadcast_to(block(columns), shape), jnp.ones(shape, bool)
@@ -115,7 +121,9 @@ def encode_images(config: ExperimentConfig, params: dict, images: Array, keep: f
         m2 = config.vision.merge**2
         block = rearrange(patches, "b (n m) f -> b n (m f)", m=m2)
         kept = jax.lax.top_k(jnp.var(block, -1), max(1, round(keep * block.shape[1])))[1]
-        select = lambda x: rearrange(jnp.take_along_axis(rearrange(x, "b (n m) ... -> b n m ...", m=m2), kept.reshape(*kept.shape, *[1] * (x.ndim - 1)), 1), "b n m ... -> b (n m) ...")  # noqa: E731, E501
+        select = lambda x: rearrange(
+            jnp.take_along_axis(rearrange(x, "b (n m) ... -> b n m ...", m=m2), kept.reshape(*kept.shape, *[1] * (x.ndim - 1)), 1), "b n m ... -> b (n m) ..."
+        )
         patches, rows, columns, valid = select(patches), select(rows), select(columns), select(valid)
         grid = (config.vision.merge, patches.shape[1] // config.vision.merge)
     return encode_frames(config, params, patches, rows, columns, valid, grid)
@@ -165,8 +173,14 @@ def _signals(config: ExperimentConfig, level: Array | None, where: Array | None,
 
 
 def dense_visual(
-    config: ExperimentConfig, state: dict, name: str, frames: Float[Array, "B T E"], valid: Bool[Array, "B T"], number_ids: Int[Array, "M"],
-    level: Float[Array, "B T"] | None = None, where: Float[Array, "B T 2"] | None = None,
+    config: ExperimentConfig,
+    state: dict,
+    name: str,
+    frames: Float[Array, "B T E"],
+    valid: Bool[Array, "B T"],
+    number_ids: Int[Array, "M"],
+    level: Float[Array, "B T"] | None = None,
+    where: Float[Array, "B T 2"] | None = None,
 ) -> Visual:
     """One token a frame. `level`, `where`: the frames' similarity to the query, or None to leave the search signal off."""
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
@@ -177,8 +191,15 @@ def dense_visual(
 
 
 def sparse_tokens(
-    config: ExperimentConfig, state: dict, name: str, frames: Float[Array, "W T E"], valid: Bool[Array, "W T"], query: Float[Array, "W S D"], query_mask: Bool[Array, "W S"],
-    *, key: Array | None = None,
+    config: ExperimentConfig,
+    state: dict,
+    name: str,
+    frames: Float[Array, "W T E"],
+    valid: Bool[Array, "W T"],
+    query: Float[Array, "W S D"],
+    query_mask: Bool[Array, "W S"],
+    *,
+    key: Array | None = None,
 ) -> tuple[Float[Array, "W H"], Float[Array, "W D"]]:
     """Each window as one token, in the light of the query: (token, summary before the last linear, which a nested level reads)."""
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
@@ -188,7 +209,12 @@ def sparse_tokens(
 
 
 def window_visual(
-    config: ExperimentConfig, state: dict, tokens: Float[Array, "B W H"], valid: Bool[Array, "B W"], number_ids: Int[Array, "M"], level: Float[Array, "B W"] | None = None
+    config: ExperimentConfig,
+    state: dict,
+    tokens: Float[Array, "B W H"],
+    valid: Bool[Array, "B W"],
+    number_ids: Int[Array, "M"],
+    level: Float[Array, "B W"] | None = None,
 ) -> Visual:
     """A group of sparse (or nested) tokens as the decoder sees it; `level`: each window's similarity (`signal.top_mean` of its frames')."""
     tokens = _numbered(config, state["params"], jnp.where(valid[..., None], tokens, 0.0), jnp.arange(tokens.shape[1]), number_ids)
@@ -196,7 +222,13 @@ def window_visual(
 
 
 def patch_visual(
-    config: ExperimentConfig, state: dict, name: str, tokens: Float[Array, "B T N E"], change: Float[Array, "B T N"], valid: Bool[Array, "B T"], number_ids: Int[Array, "M"],
+    config: ExperimentConfig,
+    state: dict,
+    name: str,
+    tokens: Float[Array, "B T N E"],
+    change: Float[Array, "B T N"],
+    valid: Bool[Array, "B T"],
+    number_ids: Int[Array, "M"],
     vector: Float[Array, "B E"] | None = None,
 ) -> tuple[Visual, Int[Array, "B"]]:
     """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
@@ -226,8 +258,16 @@ def patch_visual(
 
 
 def answer_logits(
-    config: ExperimentConfig, state: dict, name: str, visual: Visual, before_ids: Int[Array, "A"], after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"],
-    answer_ids: Int[Array, "B L"], *, key: Array | None = None,
+    config: ExperimentConfig,
+    state: dict,
+    name: str,
+    visual: Visual,
+    before_ids: Int[Array, "A"],
+    after_ids: Int[Array, "B S"],
+    after_mask: Bool[Array, "B S"],
+    answer_ids: Int[Array, "B L"],
+    *,
+    key: Array | None = None,
 ) -> Float[Array, "B L V"]:
     """Teacher-forced logits for each answer token, float32: row i predicts answer_ids[:, i]. Only these rows meet the vocabulary.
 
@@ -235,7 +275,7 @@ def answer_logits(
     """
     decoder = Decoder(config.decoder)
     variables = {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
-    embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)  # noqa: E731
+    embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)
     batch, n = visual.valid.shape
     a, s, answer = before_ids.shape[0], after_ids.shape[1], answer_ids.shape[1]
     before = jnp.broadcast_to(embed(before_ids[None]), (batch, a, config.decoder.width)) if a else jnp.zeros((batch, 0, config.decoder.width))
@@ -246,9 +286,7 @@ def answer_logits(
     reads = jnp.broadcast_to(jnp.arange(embeds.shape[1]) >= text, valid.shape)
     bias = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (a, s + answer), (0, 0)))
     rngs = None if key is None else {"dropout": key}
-    hidden, _ = decoder.apply(
-        variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, deterministic=key is None, rngs=rngs
-    )
+    hidden, _ = decoder.apply(variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, deterministic=key is None, rngs=rngs)
     last = text + jnp.sum(after_mask, 1) - 1
     rows = jnp.concatenate([last[:, None], jnp.broadcast_to(text + s + jnp.arange(answer - 1), (batch, answer - 1))], 1)
     return decoder.apply(variables, jnp.take_along_axis(hidden, rows[..., None], 1), method=Decoder.logits)

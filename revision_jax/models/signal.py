@@ -21,7 +21,7 @@ def unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), -1, keepdims=True) + 1e-12)
 
 
-def token_logits(params: dict, tokens: Float[Array, "*b N E"], vector: Float[Array, "*b E"]) -> Float[Array, "*b N"]:
+def token_logits(params: dict, tokens: Float[Array, "*#b N E"], vector: Float[Array, "*#b E"]) -> Float[Array, "*b N"]:
     """Log-odds that a token shows what the query says: scale x cosine + bias, float32 (SigLIP's form, one token at a time).
 
     params: {"scale": (), "bias": ()}, the scale kept as its logarithm.
@@ -44,7 +44,7 @@ def place(logits: Float[Array, "*b N"], grid: tuple[int, int]) -> Float[Array, "
 
 
 def similarity(
-    params: dict, config: SignalConfig, frame: Float[Array, "*b E"], tokens: Float[Array, "*b N E"] | None, vector: Float[Array, "*b E"], grid: tuple[int, int]
+    params: dict, config: SignalConfig, frame: Float[Array, "*#b E"], tokens: Float[Array, "*#b N E"] | None, vector: Float[Array, "*#b E"], grid: tuple[int, int]
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b 2"]]:
     """(probability that the frame shows it, where). Leading axes broadcast. `late` compares every token, `pooled` the frame vector."""
     if config.similarity == "late":

@@ -42,9 +42,7 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
     params, labels = state["params"], batch["labels"]
     images, captions = labels.shape
     features = revision.encode_images(config, params, batch["images"], keep)
-    ids, mask = (
-        jnp.concatenate([batch[f"caption_{name}"].reshape(captions, -1), batch[f"tag_{name}"][0]]) for name in ("ids", "mask")
-    )
+    ids, mask = (jnp.concatenate([batch[f"caption_{name}"].reshape(captions, -1), batch[f"tag_{name}"][0]]) for name in ("ids", "mask"))
     logits = pair_logits(config, params, features, revision.encode_text(config, params, ids, mask)["vector"])
     logits, tag_logits = logits[:, :captions], logits[:, captions:]
     own = (jnp.arange(captions) // (captions // images))[None] == jnp.arange(images)[:, None]
@@ -88,17 +86,21 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     params = jax.lax.stop_gradient({name: state["params"][name] for name in ("vision", "text", "similarity", "projection") if name in state["params"]})
     frozen = {"params": {**params, "decoder": state["params"]["decoder"]}}
     features = revision.encode_images(config, frozen["params"], batch["images"])
-    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
+    flat = lambda x: x.reshape(-1, x.shape[-1])
     vector = revision.encode_text(config, frozen["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vector"]
     state = {**state, **frozen}
 
-    levels = {level.kind: level for level in config.grounding.levels}
+    levels = {level.kind: level for level in config.grounding.levels if not level.baseline}
     tokens = jnp.asarray(features["tokens"])[:, None]
     valid = jnp.ones(tokens.shape[:2], bool)
     change = jnp.full(tokens.shape[:3], jnp.inf)
-    visual, _ = revision.patch_visual(_with_budget(config, levels["patch"].name, tokens.shape[2]), state, levels["patch"].name, tokens, change, valid, constants["number_ids"])
+    visual, _ = revision.patch_visual(
+        _with_budget(config, levels["patch"].name, tokens.shape[2]), state, levels["patch"].name, tokens, change, valid, constants["number_ids"]
+    )
     after = jnp.zeros((tokens.shape[0], 1), jnp.int32) + constants["caption_id"]
-    caption_logits = revision.answer_logits(config, state, levels["patch"].name, visual, constants["before_ids"], after, jnp.ones_like(after, bool), batch["full_ids"])
+    caption_logits = revision.answer_logits(
+        config, state, levels["patch"].name, visual, constants["before_ids"], after, jnp.ones_like(after, bool), batch["full_ids"]
+    )
     caption_loss, caption_accuracy = answer_loss(caption_logits, batch["full_ids"], batch["full_mask"], jnp.ones(tokens.shape[0]))
 
     unit = search_signal.unit(vector)
@@ -107,7 +109,9 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     shown = jnp.where(slots[..., None] >= 0, unit[slots], 0.0) + 0.05 * jax.random.normal(noise, (*slots.shape, unit.shape[-1]))
     level = jax.nn.sigmoid(12.0 * jnp.einsum("rte,re->rt", shown, query) - 9.0)
     level = jnp.clip(level + 0.05 * jax.random.normal(blank, level.shape), 0.0, 1.0)
-    visual = revision.dense_visual(config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"], level, jnp.full((*slots.shape, 2), 0.5))
+    visual = revision.dense_visual(
+        config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"], level, jnp.full((*slots.shape, 2), 0.5)
+    )
     point_logits = revision.answer_logits(
         config, state, levels["dense"].name, visual, constants["before_ids"], batch["point_after_ids"], batch["point_after_mask"], batch["point_answer_ids"]
     )
@@ -142,7 +146,9 @@ def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, ba
     return loss, {"accuracy": accuracy, "decision": jnp.mean(first.astype(jnp.float32))}
 
 
-def level_visual(config: ExperimentConfig, state: dict, name: str, batch: dict, text: dict, query_mask: Bool[Array, "B S"], number_ids: Int[Array, "M"]) -> revision.Visual:
+def level_visual(
+    config: ExperimentConfig, state: dict, name: str, batch: dict, text: dict, query_mask: Bool[Array, "B S"], number_ids: Int[Array, "M"]
+) -> revision.Visual:
     """The visual tokens of a batch, by the level's kind."""
     level, params = config.grounding.level(name), state["params"]
     if level.kind == "patch":
@@ -151,11 +157,11 @@ def level_visual(config: ExperimentConfig, state: dict, name: str, batch: dict, 
         vector = text["vector"][:, None]
         seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
         return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, seen, where)
-    examples, windows, frames = batch["frame_mask"].shape
+    examples, windows = batch["frame_mask"].shape[:2]
     vector = text["vector"][:, None, None]
     seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
-    flat = lambda x: x.reshape(examples * windows, *x.shape[2:])  # noqa: E731
-    spread = lambda x: jnp.repeat(x, windows, 0)  # noqa: E731
+    flat = lambda x: x.reshape(examples * windows, *x.shape[2:])
+    spread = lambda x: jnp.repeat(x, windows, 0)
     tokens, _ = revision.sparse_tokens(config, state, name, flat(batch["frames"]), flat(batch["frame_mask"]), spread(text["tokens"]), spread(query_mask))
     window_level = search_signal.top_mean(seen, batch["frame_mask"], config.decoder.signal.top)
     return revision.window_visual(config, state, tokens.reshape(examples, windows, -1), batch["window_mask"], number_ids, window_level)

@@ -67,19 +67,12 @@ class Answered:
 
 
 def _windows(values: dict[str, Any], duration_s: float) -> tuple[Window, ...]:
-    kept = {(round(s, 3), round(e, 3)) for s, e in (_span(item) for item in values.get("survivors", ()))}
     windows = []
-    for item in values.get("windows", ()) if isinstance(values.get("windows"), list) else values.get("candidates", ()):
-        start, end = _span(item)
-        score = item.get("score") if isinstance(item, dict) else item[2] if len(item) > 2 else None
-        stays = bool(item.get("kept", False)) if isinstance(item, dict) else False
-        windows.append(Window(max(start, 0.0), min(end, duration_s), None if score is None else min(max(float(score), 0.0), 1.0),
-                              stays or (round(start, 3), round(end, 3)) in kept))  # fmt: skip
+    for item in values.get("windows", ()):
+        score = item.get("score")
+        score = None if score is None else min(max(float(score), 0.0), 1.0)
+        windows.append(Window(max(float(item["start_s"]), 0.0), min(float(item["end_s"]), duration_s), score, bool(item.get("kept", False))))
     return tuple(sorted((w for w in windows if w.end_s > w.start_s), key=lambda w: (w.start_s, w.end_s)))
-
-
-def _span(item: Any) -> tuple[float, float]:
-    return (float(item["start_s"]), float(item["end_s"])) if isinstance(item, dict) else (float(item[0]), float(item[1]))
 
 
 def read(result: dict[str, Any]) -> Answered:
@@ -92,7 +85,8 @@ def read(result: dict[str, Any]) -> Answered:
             moments = [Found(float(m["start_s"]), float(m["end_s"]), float(m["confidence"]), bool(m["accepted"])) for m in entry["moments"]]
             levels = [Level(str(level["name"]), _windows(level, duration), int(level.get("count", 0))) for level in entry.get("levels", ())]
             spent = entry.get("seconds")
-            total = float(sum(spent.values())) if isinstance(spent, dict) else None if spent is None else float(spent)
+            # what encoding took is the video's, not the question's
+            total = float(sum(v for part, v in spent.items() if part != "encode")) if isinstance(spent, dict) else None if spent is None else float(spent)
             questions.append(Question(str(entry["query"]), bool(entry["present"]), tuple(sorted(moments, key=lambda m: -m.confidence)), tuple(levels), total))
         return Answered(str(video["path"]), duration, tuple(questions), tuple(str(w) for w in video.get("warnings", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,7 @@
 """The span rule on curves drawn by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -45,7 +47,7 @@ def test_spans_are_inside_apart_and_ranked(curve, smooth_s, relative, top_k):
         assert 0 <= start < end <= len(curve) / 2.0 and 0 <= height <= 1
     assert [height for *_, height in found] == sorted((height for *_, height in found), reverse=True)
     ordered = sorted(found)
-    assert all(a[1] <= b[0] + 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(ordered))
 
 
 def test_smoothing_keeps_a_constant_and_the_length():

@@ -23,7 +23,7 @@ def start(workdir, *arguments, devices=1, **pipes):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
 
 
-def finish(process, timeout=300):
+def finish(process, timeout=900):
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -47,7 +47,7 @@ def test_killed_and_started_again_ends_with_bit_identical_weights(whole, tmp_pat
     seen = []
     for stage, step in (("base", 7), ("fine", 6)):
         process = start(tmp_path, "--sleep", 0.02)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while True:  # as soon as the metrics say that the step has been taken, wherever the process then is
             seen = read_rows(tmp_path / "metrics.jsonl")
             if any(row["stage"] == stage and row["step"] >= step for row in seen):

@@ -183,7 +183,8 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
     seed: any whole number; pictures of different seeds are independent. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
-    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star .", "tags", "tag_labels": bool [B A] as `single_words`}.
+    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star .",
+    "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
     for number in range(batch):

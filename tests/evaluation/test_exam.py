@@ -1,0 +1,155 @@
+"""The whole exam with a very small random model and two short videos: asked, kept, gone on with, fitted, compared."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launch import evaluate
+from revision_jax import checkpoint
+from revision_jax.data.synthetic.script import make_script
+from revision_jax.data.synthetic.write import write
+from revision_jax.data.tokenizer import build_word_tokenizer
+from revision_jax.errors import UserError
+from revision_jax.evaluation import baselines, datasets, exam, fitting, report
+from revision_jax.evaluation.baselines import Flat, Model, Random, Retrieval
+from revision_jax.grounding.grounder import Grounder
+from tests.grounding.conftest import WORDS, noisy_state, small_config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("videos")
+    for seed, name in ((1, "first"), (2, "second")):
+        write(make_script(seed, 120.0, 5), place / name)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    config = small_config()
+    build_word_tokenizer(WORDS, numbers=256, vocab_size=320).save(place)
+    return checkpoint.export(noisy_state(config), config, place / "tokenizer.json", place / "small", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def grounder(model, cache) -> Grounder:
+    return Grounder.from_pretrained(model, cache_dir=cache)
+
+
+@pytest.fixture(scope="module")
+def items(folder):
+    return datasets.folder(folder)
+
+
+@pytest.mark.parametrize("method", [Model(), Model(without=("patch",)), Retrieval(), Flat(), Random()], ids=lambda method: method.name)
+def test_every_method_answers_in_the_same_form(method, grounder, items):
+    assert isinstance(method, baselines.Method)
+    item = items[0]
+    outcomes = exam.ask(grounder, method, item, grounder.encode(item.video), top_k=3, oracle=method.name == "model")
+    assert [o.query_id for o in outcomes] == [q.query_id for q in item.questions]
+    for outcome in outcomes:
+        confidences = [m[2] for m in outcome.moments]
+        assert len(outcome.moments) <= 3 and confidences == sorted(confidences, reverse=True)
+        assert all(0 <= s < e <= outcome.duration_s and 0 <= c <= 1 and a == (c >= 0.5) for s, e, c, a in outcome.moments)
+    if method.name == "model":
+        assert all((o.oracle_iou is not None) == o.present for o in outcomes)
+        assert all(o.survivors is not None and 0 < o.survivors_share <= 1 for o in outcomes)
+        assert all(o.parse_failures == 0 for o in outcomes)  # the grammar leaves nothing unreadable
+    json.dumps(report.build(outcomes, {}, resamples=20), allow_nan=False)
+
+
+def test_random_spans_are_the_same_again(grounder, items):
+    video = grounder.encode(items[0].video)
+    first, again = (Random().search(grounder, video, ["a", "b"], 5) for _ in range(2))
+    assert first[0].moments == again[0].moments and first[0].moments != first[1].moments
+
+
+def test_frame_similarity_does_not_depend_on_chunks(grounder, items, monkeypatch):
+    from revision_jax.grounding import similarity
+
+    video, question = grounder.encode(items[0].video), grounder.programs.question("a red ring")
+    whole = similarity.frame_similarity(grounder.programs, video.source, [question])
+    assert whole.shape == (1, video.source.frames) and ((whole >= 0) & (whole <= 1)).all() and whole.std() > 0
+    monkeypatch.setattr(similarity, "CHUNK", 50)
+    np.testing.assert_allclose(similarity.frame_similarity(grounder.programs, video.source, [question]), whole, atol=1e-5)
+
+
+def test_a_stopped_run_goes_on(grounder, items, tmp_path, monkeypatch):
+    asked = []
+
+    class Counting(Random):
+        def search(self, grounder, video, queries, top_k):
+            asked.append(video.path)
+            return super().search(grounder, video, queries, top_k)
+
+    whole = exam.run(grounder, Counting(), items, tmp_path / "a")
+    assert len(asked) == 2 and exam.run(grounder, Counting(), items, tmp_path / "a") == whole and len(asked) == 2
+    # killed while the second video's answers were written: only a whole file counts
+    (tmp_path / "a" / "second.jsonl").write_text((tmp_path / "a" / "second.jsonl").read_text()[:200])
+    assert exam.run(grounder, Counting(), items, tmp_path / "a") == whole and len(asked) == 3
+
+
+def test_identity_follows_what_the_answers_depend_on(model, tmp_path):
+    base = exam.identity(model, Model(), 5)
+    assert base == exam.identity(model, Model(), 5) and base.startswith("model-")
+    other = shutil.copytree(model, tmp_path / "other")
+    assert exam.identity(other, Model(), 5) == base  # where it lies does not matter
+    (other / "calibration.json").write_text("{}")
+    names = {base, exam.identity(other, Model(), 5), exam.identity(model, Model(), 4), exam.identity(model, Flat(), 5), exam.identity(model, Random(seed=1), 5)}
+    assert len(names) == 5
+    assert exam.identity(model, Random(), 5) == exam.identity(other, Random(), 5)
+
+
+def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
+    place = str(shutil.copytree(model, tmp_path / "fitted"))
+    common = ["--checkpoint", place, "--dataset", "folder", "--data", str(folder), "--cache", str(cache), "--workdir", str(tmp_path / "answers")]
+    evaluate.main([*common, "--fit"])
+    stored = fitting.stored(place)
+    assert 0 <= stored["threshold"] <= 1 and stored["temperature"] > 0 and set(stored["baselines"]) == {"retrieval", "flat", "random"}
+    fitted = Grounder.from_pretrained(place, cache_dir=cache)
+    assert fitted.threshold == stored["threshold"]
+    rule = baselines.make("retrieval", fitted, stored)
+    assert rule.settings() == stored["baselines"]["retrieval"]
+
+    evaluate.main([*common, "--json", str(tmp_path / "model.json")])
+    evaluate.main([*common, "--baseline", "random", "--json", str(tmp_path / "random.json"), "--compare", str(tmp_path / "model.json")])
+    evaluate.main(["--compare", str(tmp_path / "model.json"), str(tmp_path / "random.json")])
+    out = capsys.readouterr().out
+    assert "RejF1" in out and "difference" in out
+    made = report.load(tmp_path / "model.json")
+    assert made["counts"]["videos"] == 2 and made["run"]["settings"]["threshold"] == stored["threshold"]
+    assert str(tmp_path) not in json.dumps(made["run"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dataset", "films"], "--dataset: 'films'"),
+        (["--dataset", "folder"], "--data"),
+        (["--split", "exam"], "exam"),
+        (["--limit", "0"], "--limit"),
+        (["--without", "roof"], "--without: no level 'roof'; there are nested, sparse, dense, patch"),
+        (["--without", "patch", "--baseline", "flat"], "a baseline has none"),
+        (["--baseline", "magic"], "--baseline: 'magic'"),
+        (["--fit", "--split", "test"], "fit on validation"),
+        (["--fit", "--baseline", "flat"], "--fit"),
+        (["--compare", "nothing.json"], "nothing.json"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, says, model):
+    given = arguments if "--checkpoint" in arguments else ["--checkpoint", str(model), *arguments]
+    with pytest.raises(UserError, match=says) as error:
+        evaluate.main(given)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,98 @@
+"""The search signal against its formulas written out in NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revision_jax.config import ConfigError, SignalConfig
+from revision_jax.models import signal
+
+ALL = SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0)
+PARAMS = {"scale": jnp.log(7.0), "bias": jnp.asarray(-3.0)}
+
+
+def test_late_similarity_is_the_log_odds_that_any_token_shows_it():
+    rng = np.random.default_rng(0)
+    tokens, vector = rng.normal(size=(2, 5, 9, 8)).astype(np.float32), rng.normal(size=(2, 1, 8)).astype(np.float32)
+    level, where = signal.similarity(PARAMS, ALL, jnp.asarray(tokens[..., 0, :]), jnp.asarray(tokens), jnp.asarray(vector), (3, 3))
+    for b in range(2):
+        for t in range(5):
+            cosine = [float(x @ vector[b, 0] / np.linalg.norm(x) / np.linalg.norm(vector[b, 0])) for x in tokens[b, t].astype(np.float64)]
+            logits = 7.0 * np.asarray(cosine) - 3.0
+            odds = np.log(np.exp(logits).sum())
+            assert level[b, t] == pytest.approx(1 / (1 + np.exp(-odds)), rel=1e-4)
+            weights = np.exp(logits) / np.exp(logits).sum()
+            centres = [((i // 3 + 0.5) / 3, (i % 3 + 0.5) / 3) for i in range(9)]
+            np.testing.assert_allclose(where[b, t], weights @ np.asarray(centres), atol=1e-4)
+
+
+def test_pooled_similarity_needs_no_tokens():
+    rng = np.random.default_rng(1)
+    frame, vector = rng.normal(size=(4, 8)).astype(np.float32), rng.normal(size=(1, 8)).astype(np.float32)
+    level, _ = signal.similarity(PARAMS, SignalConfig(enabled=True), jnp.asarray(frame), None, jnp.asarray(vector), (1, 1))
+    cosine = frame @ vector[0] / np.linalg.norm(frame, axis=-1) / np.linalg.norm(vector)
+    np.testing.assert_allclose(level, 1 / (1 + np.exp(-(7 * cosine - 3))), rtol=1e-4)
+
+
+def test_edges_stand_out_at_the_ends_of_a_span():
+    level = jnp.asarray([0.0, 0, 0, 1, 1, 1, 1, 0, 0])
+    made = signal.channels(ALL, level, jnp.ones(9, bool))
+    assert int(jnp.argmax(made[:, 2])) == 3  # rise: the first
+    assert int(jnp.argmax(made[:, 3])) == 6  # fall: the last
+    np.testing.assert_allclose(made[:, 2], [0, 0, 0, 1, 0.5, 0, 0, -1, -0.5])
+    np.testing.assert_allclose(made[:, 3], [0, -0.5, -1, 0, 0, 0.5, 1, 0, 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 12))
+def test_what_lies_under_the_mask_changes_nothing(seed, count):
+    rng = np.random.default_rng(seed)
+    level, where, mask = jnp.asarray(rng.random(12), jnp.float32), jnp.asarray(rng.random((12, 2)), jnp.float32), jnp.arange(12) < count
+    dirty, far = jnp.where(mask, level, jnp.nan), jnp.where(mask[:, None], where, 1e4)
+    np.testing.assert_array_equal(signal.channels(ALL, level, mask), signal.channels(ALL, dirty, mask))
+    np.testing.assert_array_equal(signal.summary(ALL, level, where, mask), signal.summary(ALL, dirty, far, mask))
+    assert np.all(np.asarray(signal.channels(ALL, dirty, mask))[~mask] == 0)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0.0, 0.5), (0.0, -0.5), (0.4, 0.0), (-0.4, 0.0)])
+def test_the_track_tells_which_way_a_match_moves(row, column):
+    time = np.arange(40)
+    level = (((time >= 10) & (time < 30)) * 0.9 + 0.02).astype(np.float32)
+    share = np.clip((time - 10) / 20, 0, 1)
+    where = np.stack([0.5 + row * (share - 0.5), 0.5 + column * (share - 0.5)], -1).astype(np.float32)
+    made = np.asarray(signal.track(jnp.asarray(level), jnp.asarray(where), jnp.ones(40, bool)))
+    np.testing.assert_allclose(made[:2] / 4, [row, column], atol=0.05)
+    assert made[4] == pytest.approx(22 / 40)  # the run, and the slot on each side
+
+
+def test_a_second_event_does_not_blur_the_track():
+    time = np.arange(60)
+    first, second = (time >= 5) & (time < 20), (time >= 40) & (time < 50)
+    level = (0.95 * first + 0.6 * second).astype(np.float32)
+    where = np.full((60, 2), 0.5, np.float32)
+    where[first, 1] = np.linspace(0.2, 0.8, 15)
+    where[second, 0] = np.linspace(0.9, 0.1, 10)
+    row, column = np.asarray(signal.track(jnp.asarray(level), jnp.asarray(where), jnp.ones(60, bool)))[:2]
+    assert column / 4 > 0.5 and abs(row / 4) < 0.05
+
+
+def test_top_mean_counts_missing_frames_as_zero():
+    level = jnp.asarray([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert signal.top_mean(level, jnp.ones(5, bool), 4) == pytest.approx(0.75)
+    assert signal.top_mean(level, jnp.asarray([True, True, False, False, False]), 4) == pytest.approx(1.7 / 4)
+
+
+def test_gradients_reach_every_good_token():
+    tokens = jax.random.normal(jax.random.key(0), (1, 6, 8))
+    grad = jax.grad(lambda t: signal.frame_logits(signal.token_logits(PARAMS, t, jnp.ones((1, 8))))[0])(tokens)
+    assert bool(jnp.all(jnp.linalg.norm(grad, axis=-1) > 0))
+
+
+def test_a_track_needs_late_similarity():
+    with pytest.raises(ConfigError, match=r"signal\.track"):
+        dataclasses.replace(ALL, similarity="pooled")

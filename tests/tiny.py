@@ -1,0 +1,41 @@
+"""A config small enough for tests, with every kind of level."""
+
+from revision_jax.config import (
+    AdapterConfig,
+    DecoderConfig,
+    ExperimentConfig,
+    GroundingConfig,
+    LevelConfig,
+    LoraConfig,
+    PrunerConfig,
+    SignalConfig,
+    TextConfig,
+    VisionConfig,
+)
+
+WIDTH = 16
+
+
+def config() -> ExperimentConfig:
+    sparse = AdapterConfig(kind="sparse", width=WIDTH, heads=2, mlp=24, text_layers=1, self_layers=1, dropout=0.0)
+    return ExperimentConfig(
+        name="test",
+        vision=VisionConfig(width=16, layers=1, heads=2, mlp=24, patch=4, grids=((4, 4),), merge=2, projection=WIDTH),
+        text=TextConfig(vocab=300, width=WIDTH, layers=1, heads=2, mlp=24, max_len=12, projection=WIDTH, activation="gelu_tanh"),
+        pruner=PrunerConfig(threshold=2.0, budgets=(8, 16)),
+        decoder=DecoderConfig(
+            vocab=300, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32, qkv_bias=True, tie_embeddings=True,
+            lora=LoraConfig(rank=4, alpha=8.0, dropout=0.0), time="token",
+            signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0),
+        ),
+        grounding=GroundingConfig(
+            levels=(
+                LevelConfig(name="sparse", kind="sparse", span_s=8.0, stride_s=4.0, tokens=10, frames=4, batch=1, beam=3, spans=3, adapter=sparse),
+                LevelConfig(name="dense", kind="dense", span_s=12.0, stride_s=6.0, tokens=12, batch=4, spans=2, adapter=AdapterConfig(kind="dense", width=WIDTH)),
+                LevelConfig(
+                    name="patch", kind="patch", span_s=2.0, stride_s=2.0, tokens=8, batch=4, spans=1, budget=16, adapter=AdapterConfig(kind="mlp", width=WIDTH)
+                ),
+            ),
+            query_len=12, prompt_len=10, answer_len=6,
+        ),
+    )  # fmt: skip
