@@ -374,7 +374,7 @@ class Curriculum:
         weight = self.stage.absent_weight if answer is None or answer is False else 1.0
         return {
             "query_ids": query_ids, "query_mask": query_mask, "after_ids": after_ids, "after_mask": after_mask,
-            "answer_ids": answer_ids, "answer_mask": answer_mask, "weight": np.float32(weight),
+            "answer_ids": answer_ids, "answer_mask": answer_mask, "weight": np.asarray(weight, np.float32),
         }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ CAPTIONS = 4  # of each picture: half of them hold
 REMEMBERED = 6  # batches whose rows may still be asked for: Grain's threads read ahead
 RUNS = (1, 6)  # stretches of a pointing sequence that show something
 RUN_SLOTS = (2, 90)
+YES_OR_NO = 0.25  # share of pointing sequences that are asked about presence alone: stage 1-B trains an adapter for a decoder that can answer so
 ABSENT = 0.4  # share of pointing sequences that do not hold what is asked
 
 
@@ -57,7 +58,7 @@ class PretrainSource:
                     for old in sorted(self._made)[:-REMEMBERED]:
                         del self._made[old]
                         self._making.pop(old, None)
-        return {name: value[row] for name, value in batch.items()}
+        return {name: np.asarray(value[row]) for name, value in batch.items()}
 
     def batch(self, step: int) -> Batch:
         """The whole batch of one step, a leading axis of B rows on every array."""
@@ -95,8 +96,10 @@ class PretrainSource:
         sizes, prompt = self.config.grounding, self._dense.prompt
         for row in range(rows):
             slots[row], asked[row], answer = point(rng, apart, self._dense.tokens)
-            _, after_ids, after_mask = prompts.encode_prompt(self.tokenizer, prompt, captions[asked[row]], sizes.prompt_len)
-            texts.append((after_ids, after_mask, *prompts.encode_answer(self.tokenizer, prompt, answer, sizes.answer_len)))
+            presence = bool(rng.random() < YES_OR_NO)
+            _, after_ids, after_mask = prompts.encode_prompt(self.tokenizer, prompt, captions[asked[row]], sizes.prompt_len, presence)
+            given = answer is not None if presence else answer
+            texts.append((after_ids, after_mask, *prompts.encode_answer(self.tokenizer, prompt, given, sizes.answer_len)))
         names = ("point_after_ids", "point_after_mask", "point_answer_ids", "point_answer_mask")
         return {"point_slots": slots, "point_query": asked, **{name: np.stack(part) for name, part in zip(names, zip(*texts, strict=True), strict=True)}}
 

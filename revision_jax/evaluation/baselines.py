@@ -3,7 +3,7 @@
     retrieval   the dual encoder's similarity over time, smoothed; a span is where it stays near a peak. On hour-long video this beats every
                 monolithic video LLM (ExtremeWhenBench), so it is the baseline that counts. Its two numbers are tuned on validation.
     flat        the whole video resampled to one window of the frame level, one answer: what VTimeLLM does. A checkpoint trained that way has a
-                level called "flat", or is flat itself (its frame level was trained on whole videos).
+                frame level marked `baseline`; one without is asked through its search's frame level.
     random      spans of random place and length
 
 A method gives `Found`s, like the search. Its confidences go through a temperature and its own threshold, fitted on validation as the model's are.
@@ -149,8 +149,7 @@ class Flat:
         return asdict(self.decision)
 
     def search(self, grounder: Grounder, video: EncodedVideo, queries: Sequence[str], top_k: int) -> list[Found]:
-        level = next((level.name for level in grounder.config.grounding.levels if level.name == "flat"), None)
-        found = grounder.searcher.flat(video.source, list(queries), level=level, top_k=top_k)
+        found = grounder.searcher.flat(video.source, list(queries), top_k=top_k)
         return [decided(one, self.decision) for one in found]
 
 

@@ -108,7 +108,7 @@ def _survivors(found: Found) -> tuple[tuple[tuple[float, float], ...] | None, fl
 def oracle_ious(grounder: Grounder, item: Item, video: EncodedVideo) -> list[float | None]:
     """Localisation without search: for each question the mean over its true moments of the frame level's best span's IoU, when it is
     given the window of its own grid that is nearest to the moment. None for absent questions."""
-    level = next((level for level in grounder.config.grounding.levels if level.kind == "dense"), None)
+    level = next((level for level in grounder.config.grounding.levels if level.kind == "dense" and not level.baseline), None)
     rows = [(number, moment) for number, q in enumerate(item.questions) for moment in q.truth]
     if level is None or not rows:
         return [None] * len(item.questions)

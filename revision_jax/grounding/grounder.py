@@ -23,6 +23,7 @@ from revision_jax import checkpoint, extraction, paths
 from revision_jax.config import ExperimentConfig, LevelConfig
 from revision_jax.data import video as files
 from revision_jax.data.features import FeatureStore, matches
+from revision_jax.data.frames import token_change
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding import answer as answers
@@ -52,12 +53,13 @@ def use_compile_cache(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A video and its features on disk. `seconds`: what encoding took, 0 from the cache."""
+    """A video and its features on disk. `size`: (height, width) in pixels that its frames are seen at. `seconds`: what encoding took, 0 from the cache."""
 
     path: str
     duration_s: float
     fps: float
     source: Source = field(repr=False)
+    size: tuple[int, int]
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -72,7 +74,7 @@ class Grounder:
         self.programs = Programs(config, state, tokenizer)
         self.searcher = Searcher(config, self.programs, calibrator)
         self._encoder = ""
-        self._patches: OrderedDict[tuple, dict[str, np.ndarray]] = OrderedDict()
+        self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder:
@@ -108,7 +110,8 @@ class Grounder:
         if store is None:
             store = extraction.extract(path, self.config, self.programs.state["params"], kept, progress=progress)
             seconds = time.perf_counter() - began
-        return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), tuple(store.header.warnings), seconds)
+        size = extraction.frame_size(self.config, info)
+        return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds)
 
     def find(
         self, video: EncodedVideo | str | Path, queries: Sequence[str], *, top_k: int = 5, start_s: float | None = None, end_s: float | None = None,
@@ -119,7 +122,7 @@ class Grounder:
         start, end = _stretch(video, start_s, end_s)
         if top_k < 1:
             raise UserError(f"top_k: must be at least 1, is {top_k}")
-        refine = lambda window, level: self._patch_features(video, window, level)
+        refine = lambda windows, level: self._patch_features(video, windows, level)
         return self.searcher.search(video.source, list(queries), start_s=start, end_s=end, top_k=top_k, refine=refine, progress=progress)
 
     def ground(
@@ -145,30 +148,45 @@ class Grounder:
         """Raises UserError for a question that cannot be asked, before any video is read."""
         self.programs.question(query)
 
-    def _patch_features(self, video: EncodedVideo, window: Window, level: LevelConfig) -> dict[str, np.ndarray] | None:
-        """The patch features of a few seconds, read from the video itself; None where there is nothing to read."""
-        key = (video.source.key, window, level.name)
-        if key in self._patches:
+    def _patch_features(self, video: EncodedVideo, windows: Sequence[Window], level: LevelConfig) -> list[dict[str, np.ndarray] | None]:
+        """Patch features of a few seconds each, read from the video itself; None where there is nothing to read. As many windows as fit are encoded at once."""
+        keys = [(video.source.key, level.name, window) for window in windows]
+        found = {key: self._patches[key] for key in keys if key in self._patches}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        together = max(1, extraction.CHUNK // level.tokens)
+        for i in range(0, len(missing), together):
+            part = missing[i : i + together]
+            images = [self._pictures(video, window, level) for *_, window in part]
+            shown = [x for x in images if len(x)]
+            tokens = self._encoded(np.concatenate(shown)) if shown else []
+            for key, pictures in zip(part, images, strict=True):
+                found[key] = self._patch_arrays(pictures, tokens[: len(pictures)], level) if len(pictures) else None
+                tokens = tokens[len(pictures) :]
+        for key in keys:
+            self._patches[key] = found[key]
             self._patches.move_to_end(key)
-            return self._patches[key]
-        config, params = self.config, self.programs.state["params"]
-        try:
-            size = extraction.frame_size(config, files.probe(video.path))
-            reader = files.read_frames(video.path, level.rate, start_s=window.start_s, end_s=window.end_s, size=size, chunk=extraction.CHUNK)
-            parts = [arrays for _, arrays in extraction.features_of(config, params, ((chunk.times, chunk.frames) for chunk in reader))]
-        except UserError:  # beyond the end of a cut file: the coarser boundaries stand
-            return None
-        if not parts:
-            return None
-        made = {}
-        for name in ("tokens", "change"):
-            values = np.concatenate([part[name] for part in parts])[: level.tokens]
-            made[name] = np.concatenate([values, np.zeros((level.tokens - len(values), *values.shape[1:]), values.dtype)])
-        made["valid"] = np.arange(level.tokens) < sum(len(part["change"]) for part in parts)
-        self._patches[key] = made
-        if len(self._patches) > PATCH_WINDOWS:
+        while len(self._patches) > PATCH_WINDOWS:
             self._patches.popitem(last=False)
-        return made
+        return [found[key] for key in keys]
+
+    def _pictures(self, video: EncodedVideo, window: Window, level: LevelConfig) -> np.ndarray:
+        """The level's frames of a window, uint8 [n h w 3]; none beyond the end of a cut file, where the coarser boundaries stand."""
+        try:
+            reader = files.read_frames(video.path, level.rate, start_s=window.start_s, end_s=window.end_s, size=video.size, chunk=level.tokens)
+            return np.concatenate([chunk.frames for chunk in reader])[: level.tokens]
+        except (UserError, ValueError):
+            return np.zeros((0, *video.size, 3), np.uint8)
+
+    def _encoded(self, images: np.ndarray) -> np.ndarray:
+        """Merged tokens [n N E] of pictures, CHUNK at a time."""
+        config, params, chunk = self.config, self.programs.state["params"], extraction.CHUNK
+        return np.concatenate([extraction.encode_chunk(config, params, images[i : i + chunk])["tokens"] for i in range(0, len(images), chunk)])
+
+    def _patch_arrays(self, pictures: np.ndarray, tokens: np.ndarray, level: LevelConfig) -> dict[str, np.ndarray]:
+        vision, fill = self.config.vision, level.tokens - len(pictures)
+        change = np.minimum(token_change(pictures, vision.patch, vision.merge, None, vision.std), 60000.0).astype(np.float16)
+        pad = lambda x: np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)])
+        return {"tokens": pad(tokens), "change": pad(change), "valid": np.arange(level.tokens) < len(pictures)}
 
 
 def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:

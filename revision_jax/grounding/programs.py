@@ -24,12 +24,15 @@ import numpy as np
 from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
 from revision_jax.data.prompts import before_ids, clean_query, encode_prompt, encode_query
 from revision_jax.data.tokenizer import Tokenizer
+from revision_jax.errors import UserError
 from revision_jax.grounding import generate
 from revision_jax.grounding.generate import Decoded
 from revision_jax.grounding.prompt import Grammar, span_grammar
 from revision_jax.models import revision
 from revision_jax.models import signal as search_signal
 from revision_jax.models.decoder import stack_caches, take_rows
+
+LONGEST_QUERY = 1000  # characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,8 @@ class Programs:
     def question(self, text: str) -> Question:
         """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words."""
         config = self.config
-        clean_query(text)
+        if len(clean_query(text)) > LONGEST_QUERY:  # counted apart from tokens: a word tokenizer takes any run of letters for one
+            raise UserError(f"query has {len(text)} characters, at most {LONGEST_QUERY}: {text[:40]!r}...")
         ids, mask = encode_query(self.tokenizer, text, config.grounding.query_len)
         after = {level.name: encode_prompt(self.tokenizer, level.prompt, text, config.grounding.prompt_len)[1:] for level in config.grounding.levels}
 

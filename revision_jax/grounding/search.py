@@ -32,7 +32,8 @@ from revision_jax.grounding.source import Source, gather
 
 RETRIEVAL = 0.25  # weight of a window's similarity in its rank; the answer's part lies in [0, 1]
 BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
-Refine = Callable[[Window, LevelConfig], dict[str, np.ndarray] | None]  # a patch window's {"tokens" [T N E], "change" [T N], "valid" [T]}
+# For patch windows, each one's {"tokens" [T N E], "change" [T N], "valid" [T]}, or None where there is nothing to see.
+Refine = Callable[[Sequence[Window], LevelConfig], Sequence[dict[str, np.ndarray] | None]]
 Progress = Callable[[str, int, int], None]  # level, done, of
 
 
@@ -151,8 +152,11 @@ class Searcher:
         return [self._found(a, top_k) for a in asked]
 
     def flat(self, source: Source, queries: Sequence[str | Question], *, level: str | None = None, top_k: int = 5) -> list[Found]:
-        """The baseline that VTimeLLM stands for: one pass, the whole film resampled to the frame level's tokens."""
-        chosen = self._frame_kind() if level is None else self.config.grounding.level(level)
+        """The baseline that VTimeLLM stands for: one pass, the whole film resampled to the tokens of a frame level.
+
+        level: its name; default: the dense level kept as a baseline, or, where there is none, the search's own.
+        """
+        chosen = self._frame_kind(baseline=True) if level is None else self.config.grounding.level(level)
         whole = Window(0.0, source.duration_s, source.duration_s)
         asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
         self._frame_level(source, chosen, asked, [[whole] for _ in asked], 0.0, source.duration_s, lambda done, of: None)
@@ -161,11 +165,11 @@ class Searcher:
     def _question(self, query: str | Question) -> Question:
         return query if isinstance(query, Question) else self.programs.question(query)
 
-    def _frame_kind(self) -> LevelConfig:
-        for level in self.config.grounding.levels:
-            if level.kind == "dense":
-                return level
-        raise ConfigError("grounding.levels: there is no dense level")
+    def _frame_kind(self, baseline: bool = False) -> LevelConfig:
+        levels = sorted((level for level in self.config.grounding.levels if level.kind == "dense"), key=lambda level: level.baseline != baseline)
+        if not levels:
+            raise ConfigError("grounding.levels: there is no dense level")
+        return levels[0]
 
     # --------------------------------------------------------------------------------------------------------------- window levels
 
@@ -193,7 +197,7 @@ class Searcher:
             a.traces.append(Trace(level, count=len(chosen) if level.kind == "nested" else len(windows)))
         decoded, _ = self.programs.window_answers(level, [(tokens, asked[number].question) for number, _, tokens in rows])
         ranked: list[dict[Window, Ranked]] = [{} for _ in asked]
-        last = level is not None and not any(other.kind in (*places.WINDOW_KINDS, "dense") for other in finer)
+        last = not any(other.kind in (*places.WINDOW_KINDS, "dense") for other in finer)
         for row, (number, members, tokens) in enumerate(rows):
             spans = self._spans(level, decoded, row, len(members), asked[number].traces[-1])
             named = np.zeros(len(members))
@@ -298,18 +302,18 @@ class Searcher:
         of "absent" moves nothing.
         """
         began = time.perf_counter()
-        rows = []  # question, candidate, which boundary, window, arrays
+        wanted = []  # question, candidate, which boundary, window
         for number, a in enumerate(asked):
             a.traces.append(Trace(level))
             a.candidates = [a.candidates[i] for i in self._order(a.candidates)[0]]
             for which in range(min(level.beam, len(a.candidates))):
                 candidate = a.candidates[which]
                 for side, boundary in enumerate((candidate.start_s, candidate.end_s)):
-                    window = places.boundary_window(boundary, level, start_s, end_s)
-                    arrays = refine(window, level)
+                    wanted.append((number, which, side, places.boundary_window(boundary, level, start_s, end_s)))
                     a.traces[-1].count += 1
-                    if arrays is not None:
-                        rows.append((number, which, side, window, arrays))
+        windows = sorted({window for *_, window in wanted})
+        patches = dict(zip(windows, refine(windows, level), strict=True))
+        rows = [(*row, patches[row[-1]]) for row in wanted if patches[row[-1]] is not None]
         if rows:
             decoded, dropped, _ = self.programs.patch_answers(level, [(arrays, asked[number].question) for number, *_, arrays in rows])
             for row, (number, which, side, window, arrays) in enumerate(rows):

@@ -23,8 +23,7 @@ from revision_jax.files import write_text
 from revision_jax.ui import path as path_drawing
 from revision_jax.ui import view
 from revision_jax.ui.clock import clock, length, ticks
-from revision_jax.ui.style import SCRIPT, STYLE
-from revision_jax.ui.timeline import heat
+from revision_jax.ui.style import SCRIPT, STYLE, warmth
 
 THUMBNAIL_HEIGHT = 90  # pixels as shown; stored at twice that for sharp screens, never enlarged
 PICTURED = 24  # accepted moments of a question that get pictures; more would make the page heavy
@@ -56,9 +55,8 @@ def _strip(question: view.Question, duration_s: float) -> str:
     if question.levels:
         for window in sorted(question.levels[0].windows, key=lambda w: w.score or 0.0):  # the likelier lies on top
             if window.score is not None:
-                red, green, blue = heat(window.score)
                 title = f"{clock(window.start_s)} to {clock(window.end_s)}: {window.score:.2f}"
-                parts.append(f'<i style="{_place(window.start_s, window.end_s, duration_s)};background:rgb({red},{green},{blue})" title="{title}"></i>')
+                parts.append(f'<i style="{_place(window.start_s, window.end_s, duration_s)};background:{warmth(window.score)}" title="{title}"></i>')
     bars = []
     for moment in reversed(question.moments):
         kind = "found" if moment.accepted else "weak"

@@ -6,7 +6,7 @@ from html import escape
 
 from revision_jax.ui import view
 from revision_jax.ui.clock import clock
-from revision_jax.ui.timeline import heat
+from revision_jax.ui.style import warmth
 
 WIDTH, LEFT, BAR, ZOOM = 900.0, 240.0, 14.0, 16.0  # SVG units; LEFT is where the bars begin, names and times stand before them
 
@@ -65,8 +65,7 @@ def svg(question: view.Question, moment: view.Found, duration_s: float) -> str:
         for other in sorted(visible, key=lambda w: (w.kept, w.score or 0.0)):
             left, width = scale.bar(other.start_s, other.end_s)
             if other.score is not None:
-                red, green, blue = heat(other.score)
-                parts.append(_rect("scored", left, y, width, f' fill="rgb({red},{green},{blue})"'))
+                parts.append(_rect("scored", left, y, width, f' style="fill:{warmth(other.score)}"'))
         for other in visible:
             if other.kept:
                 parts.append(_rect("kept", *_at(scale, other, y)))

@@ -1,8 +1,9 @@
 """Style and script of the search page, kept inside it so that the file stands alone."""
 
 STYLE = """
-:root{--ink:#1f2328;--muted:#656d76;--line:#d8dee4;--paper:#fff;--ground:#f5f6f8;--found:#d9480f;--weak:#8c959f;--tint:#fff4ee}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e9ed;--muted:#9aa4af;--line:#343b44;--paper:#1b2027;--ground:#12161b;--found:#ff7a3d;--weak:#737d88;
+:root{--cold:#eef2f7;--hot:#0c4494;--ink:#1f2328;--muted:#656d76;--line:#d8dee4;--paper:#fff;--ground:#f5f6f8;--found:#d9480f;--weak:#8c959f;--tint:#fff4ee}
+@media (prefers-color-scheme:dark){:root{--cold:#252c36;--hot:#8fc2ff;
+--ink:#e6e9ed;--muted:#9aa4af;--line:#343b44;--paper:#1b2027;--ground:#12161b;--found:#ff7a3d;--weak:#737d88;
 --tint:#2a201a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -22,7 +23,7 @@ h2{margin:0;flex:1;font-size:19px;line-height:1.35;font-weight:600;overflow-wrap
 .verdict.yes{background:var(--found);border-color:var(--found);color:#fff}
 .spent{font-size:14px;font-variant-numeric:tabular-nums}
 .strip{margin:16px 0 14px}.heat,.lane,.axis{position:relative}
-.heat{height:16px;border-radius:4px;overflow:hidden;background:#eef2f7}.heat i{position:absolute;top:0;bottom:0}
+.heat{height:16px;border-radius:4px;overflow:hidden;background:var(--cold)}.heat i{position:absolute;top:0;bottom:0}
 .lane{height:18px;margin-top:4px}.lane:before{content:"";position:absolute;left:0;right:0;top:8px;border-top:2px solid var(--line)}
 .bar{position:absolute;top:1px;height:16px;min-width:6px;padding:0;border:0;border-radius:3px;background:var(--found);cursor:pointer}
 .bar.weak{top:4px;height:10px;background:var(--paper);border:1.5px solid var(--weak)}
@@ -70,3 +71,8 @@ for (const section of document.querySelectorAll("section")) {
   });
 }
 """
+
+
+def warmth(score: float) -> str:
+    """CSS colour of a score in [0, 1]: pale to deep on light paper, dim to bright on dark."""
+    return f"color-mix(in srgb,var(--hot) {100 * score:.0f}%,var(--cold))"

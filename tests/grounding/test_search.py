@@ -20,7 +20,11 @@ from tests.grounding.conftest import TOKENS, WIDTH, random_film
 QUERIES = ["a red ring", "a blue square"]
 
 
-def patches(window: Window, level) -> dict[str, np.ndarray]:
+def patches(windows, level) -> list[dict[str, np.ndarray]]:
+    return [patch(window, level) for window in windows]
+
+
+def patch(window: Window, level) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(int(window.start_s * 100))
     return {
         "tokens": rng.normal(size=(level.tokens, TOKENS, WIDTH)).astype(np.float16),
@@ -149,7 +153,8 @@ def test_flat_is_one_window_over_everything(searcher):
 
 
 def test_an_unusable_question_is_named(searcher):
-    for query, message in (("", "query is empty"), ("word " * 10_000, "query has 10000 tokens"), ("<eos>", "reserved")):
+    long = "query has 10000 characters, at most 1000"
+    for query, message in (("", "query is empty"), ("word " * 100, "query has 100 tokens"), ("x" * 10_000, long), ("<eos>", "reserved")):
         with pytest.raises(UserError, match=message):
             searcher.search(random_film(60), [query])
 

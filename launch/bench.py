@@ -1,0 +1,138 @@
+"""Measures: `python -m launch.bench ground [--json F]`.
+
+ground: what a person waits for on an hour of video, in fresh processes: the first question (reading, encoding, compiling, searching), another question as
+a new command, a further one in the same process; how many programs are compiled for ten minutes and for three hours; and, with --long, how much
+memory nine hours take beside one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.cli import Parser, run
+from launch.ground import DEFAULT_CHECKPOINT
+
+QUERIES = (
+    "a small red ring",
+    "a large blue star moves to the left",
+    "a green square turns white",
+    "a yellow circle passes behind a black cross",
+    "a striped cyan cross",
+)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="python -m launch.bench", description="Measures and prints a table; every figure with what it was measured on.")
+    parser.add_argument("name", choices=sorted(BENCHES), help="what to measure")
+    parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR", help="default: the shipped tiny model")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("outputs/bench"), metavar="DIR", help="rendered videos, kept for the next time (default outputs/bench)"
+    )
+    parser.add_argument("--long", action="store_true", help="also nine hours of video, for memory (minutes more)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    figures = BENCHES[options.name](options)
+    import jax
+
+    machine = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=f"bench {options.name}", caption=", ".join(f"{name} {value}" for name, value in machine.items()))
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if options.json is not None:
+        from revision_jax.files import write_text
+
+        write_text(options.json, json.dumps({"bench": options.name, "figures": figures, "machine": machine}, indent=1) + "\n")
+    return 0
+
+
+def ground(options: argparse.Namespace) -> dict[str, float | int]:
+    """Figures of `launch.ground`; seconds are wall clock of whole commands unless they say otherwise."""
+    hour, short, three = (_video(options.workdir, seconds) for seconds in (3600, 600, 3 * 3600))
+    cache = options.workdir / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    command = [sys.executable, "-m", "launch.ground", "--checkpoint", options.checkpoint, "--cache", str(cache)]
+    figures: dict[str, float | int] = {}
+    figures["first question on an hour, new command (s)"], figures["its peak memory (MiB)"] = _timed([*command, str(hour), "--query", QUERIES[0]])
+    again = [_timed([*command, str(hour), "--query", query])[0] for query in QUERIES[1:4]]
+    figures["a further question as a new command, median of 3 (s)"] = statistics.median(again)
+
+    from revision_jax.grounding.grounder import Grounder
+
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
+    video = grounder.encode(hour)
+    grounder.ground(video, [QUERIES[0]])
+    seconds = []
+    for query in QUERIES[1:]:
+        began = time.perf_counter()
+        grounder.ground(video, [query])
+        seconds.append(time.perf_counter() - began)
+    figures["a further question in the same process, median of 4 (s)"] = statistics.median(seconds)
+    for name, path in (("ten minutes", short), ("three hours", three)):
+        fresh = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
+        fresh.ground(fresh.encode(path), [QUERIES[0]])
+        figures[f"programs compiled for {name}"] = sum(fresh.programs.traces.values())
+    if options.long:
+        shutil.rmtree(cache / "features", ignore_errors=True)
+        nine = _video(options.workdir, 9 * 3600)
+        _, one_mib = _timed([*command, str(hour), "--query", QUERIES[0]])
+        took, nine_mib = _timed([*command, str(nine), "--query", QUERIES[0]])
+        figures["first question on nine hours, new command (s)"] = took
+        figures["peak memory on one hour (MiB)"], figures["peak memory on nine hours (MiB)"] = one_mib, nine_mib
+        figures["nine hours to one, peak memory"] = nine_mib / one_mib
+    return figures
+
+
+BENCHES = {"ground": ground}
+
+
+def _video(workdir: Path, seconds: int) -> Path:
+    from launch import synthesize
+
+    folder = workdir / f"{seconds}s"
+    if not (folder / "video.mp4").exists():
+        synthesize.main(["--seed", "11", "--duration", str(seconds), "--out", str(folder)])
+    return folder / "video.mp4"
+
+
+def _timed(command: list[str]) -> tuple[float, float]:
+    """(wall seconds, peak resident MiB) of a command in a process of its own. Raises UserError if it fails."""
+    from revision_jax.errors import UserError
+
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status != 0:
+        raise UserError(f"{' '.join(command[1:4])}: failed ({errors.strip().splitlines()[-1] if errors.strip() else 'no message'})")
+    scale = 1 if sys.platform == "darwin" else 1024
+    return seconds, usage.ru_maxrss * scale / 2**20
+
+
+if __name__ == "__main__":
+    run(main)
