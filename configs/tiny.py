@@ -20,6 +20,7 @@ from revision_jax.config import (
 WIDTH = 96  # E: the aligned image-text space, and what every adapter reads
 VOCAB = 512
 ENCODERS = ("params/vision", "params/text", "params/similarity", "params/projection")
+NEGATIVES = (("random", 0.25), ("hard", 0.25), ("cross_video", 0.1), ("swap", 0.4))
 SIGNAL = ("lora/dense/layers/signal_scale", "lora/dense/summary_projection")
 
 
@@ -105,7 +106,7 @@ def get_config() -> ExperimentConfig:
             prompt_len=40,
             answer_len=8,
         ),
-        data=DataConfig(train_videos=16, patch_videos=2),
+        data=DataConfig(train_videos=12, patch_videos=2),
         train=TrainConfig(
             stages=(
                 StageConfig(
@@ -115,13 +116,22 @@ def get_config() -> ExperimentConfig:
                     name="language",
                     task="language",
                     train=("params/decoder", "adapter/dense", "adapter/patch", *SIGNAL),
-                    steps=500,
+                    steps=400,
                     batch=16,
                     learning_rate=3e-3,
                     weight_decay=0.01,
                     optimizer="muon",
                 ),
-                StageConfig(name="1a", level="dense", train=("lora/dense", "adapter/dense"), steps=1200, batch=32, learning_rate=2e-3),
+                StageConfig(
+                    name="1a",
+                    level="dense",
+                    train=("lora/dense", "adapter/dense"),
+                    steps=1200,
+                    batch=32,
+                    learning_rate=2e-3,
+                    negatives=NEGATIVES,
+                    cut=0.2,
+                ),
                 StageConfig(
                     name="1b",
                     task="presence",
@@ -131,8 +141,19 @@ def get_config() -> ExperimentConfig:
                     steps=500,
                     batch=32,
                     learning_rate=2e-3,
+                    negatives=NEGATIVES,
                 ),
-                StageConfig(name="2", level="sparse", train=("lora/sparse",), steps=400, batch=4, learning_rate=2e-3, absent=0.3),
+                StageConfig(
+                    name="2",
+                    level="sparse",
+                    train=("lora/sparse",),
+                    steps=400,
+                    batch=4,
+                    learning_rate=2e-3,
+                    absent=0.3,
+                    negatives=(("swap", 0.7), ("cross_video", 0.3)),
+                    crop=0.25,
+                ),
                 StageConfig(
                     name="2-nested",
                     level="nested",

@@ -284,6 +284,10 @@ class LevelConfig:
         """Frames per second that the level looks at (dense and patch levels)."""
         return self.tokens / self.span_s
 
+    def run_length(self, nested: LevelConfig) -> int:
+        """How many of this sparse level's windows make one token of the `nested` level above it."""
+        return max(1, round(nested.span_s / self.stride_s))
+
 
 @dataclass(frozen=True)
 class GroundingConfig:
@@ -312,6 +316,14 @@ class GroundingConfig:
             if level.name == name:
                 return level
         raise ConfigError(f"grounding.levels: no level {name!r}; there are {', '.join(level.name for level in self.levels) or 'none'}")
+
+    def below(self, name: str) -> LevelConfig:
+        """The sparse level whose tokens the nested level `name` is made of: the next one after it."""
+        names = [level.name for level in self.levels]
+        for level in self.levels[names.index(name) + 1 :]:
+            if level.kind == "sparse":
+                return level
+        raise ConfigError(f"levels.{name}: a nested level needs a sparse level after it")
 
 
 # -------------------------------------------------------------------------------------------------------------------------- training

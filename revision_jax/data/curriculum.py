@@ -75,8 +75,8 @@ class Curriculum:
         self._key = int.from_bytes(hashlib.blake2b(stage.name.encode(), digest_size=8).digest(), "little")
         if stage.absent > 0:
             negatives.strategy(np.random.default_rng(0), stage.negatives)  # raises early
-        self._below = _below(config, self.level) if self.level.kind == "nested" else self.level
-        self._run = max(1, round(self.level.span_s / self._below.stride_s)) if self.level.kind == "nested" else 1
+        self._below = config.grounding.below(self.level.name) if self.level.kind == "nested" else self.level
+        self._run = self._below.run_length(self.level) if self.level.kind == "nested" else 1
         self._windows = stage.windows or self.level.tokens * self._run
         if self._windows % self._run or self._windows // self._run > self.level.tokens:
             raise ConfigError(f"stages.{stage.name}.windows: must be a multiple of {self._run}, at most {self.level.tokens * self._run}, is {self._windows}")
@@ -377,11 +377,3 @@ class Curriculum:
             "answer_ids": answer_ids, "answer_mask": answer_mask, "weight": np.asarray(weight, np.float32),
         }  # fmt: skip
 
-
-def _below(config: ExperimentConfig, level: LevelConfig) -> LevelConfig:
-    """The sparse level whose tokens a nested level's runs are made of: the next one after it."""
-    names = [other.name for other in config.grounding.levels]
-    for other in config.grounding.levels[names.index(level.name) + 1 :]:
-        if other.kind == "sparse":
-            return other
-    raise ConfigError(f"levels.{level.name}: a nested level needs a sparse level after it")

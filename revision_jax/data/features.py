@@ -224,7 +224,7 @@ class FeatureStore:
         return self.read_frames(first, stop, names)
 
     def read_frames(
-        self, first: int, stop: int, names: Iterable[str] | None = None
+        self, first: int | np.integer, stop: int | np.integer, names: Iterable[str] | None = None
     ) -> tuple[Float64[np.ndarray, "n"], dict[str, Shaped[np.ndarray, "n ..."]]]:
         """Frames first .. stop - 1 (clipped to the store): true times [n] and arrays [n ...], reading the records of the blocks concerned alone.
 

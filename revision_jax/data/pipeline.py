@@ -12,7 +12,7 @@ rows of several processes taken together are the batch of one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from revision_jax.config import ConfigError
 Batch = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What a stage is trained on. Workers pickle it; `example` must not depend on anything but the index and what was pickled.
 

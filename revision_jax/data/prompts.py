@@ -14,7 +14,7 @@ from revision_jax.config import ConfigError, PromptConfig
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
-Answer = tuple[int, int] | bool | None  # (first, last) number; yes or no; not present
+Answer = tuple[int | np.integer, int | np.integer] | bool | np.bool_ | None  # (first, last) number; yes or no; not present
 Padded = tuple[Int[np.ndarray, "S"], Bool[np.ndarray, "S"]]  # ids (padded on the right), and which of them are real
 
 

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import tokenizers
+from jaxtyping import Int
 
 from revision_jax.errors import UserError
 
@@ -71,7 +73,7 @@ class Tokenizer:
         """Ids of `text`, no special tokens added."""
         return self._inner.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "S"]) -> str:
         """Text of `ids`; special tokens are left out."""
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
@@ -82,7 +84,7 @@ class Tokenizer:
             raise KeyError(token)
         return found
 
-    def token(self, index: int) -> str:
+    def token(self, index: int | np.integer) -> str:
         """The token of an id. Raises KeyError if there is none."""
         found = self._inner.id_to_token(int(index))
         if found is None:

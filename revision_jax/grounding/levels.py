@@ -101,7 +101,7 @@ def groups(count: int, size: int) -> list[range]:
 
 def run_length(above: LevelConfig, below: LevelConfig) -> int:
     """Windows of `below` in one run of `above`: a static size."""
-    return max(1, round(above.span_s / below.stride_s))
+    return below.run_length(above)
 
 
 def runs(below: Sequence[Window], length: int) -> list[range]:

@@ -327,6 +327,6 @@ def stack_caches(caches: list[dict]) -> dict:
     return jax.tree.map(lambda *rows: jnp.concatenate(rows, axis=0), *caches)
 
 
-def take_rows(cache: dict, rows: Int[Array, "B"]) -> dict:
+def take_rows(cache: dict, rows: Int[Array, "B"] | slice) -> dict:
     """The cache with its rows picked, repeated or reordered, as beam search needs it."""
     return jax.tree.map(lambda x: x[rows], cache)

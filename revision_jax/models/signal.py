@@ -44,7 +44,12 @@ def place(logits: Float[Array, "*b N"], grid: tuple[int, int]) -> Float[Array, "
 
 
 def similarity(
-    params: dict, config: SignalConfig, frame: Float[Array, "*#b E"], tokens: Float[Array, "*#b N E"] | None, vector: Float[Array, "*#b E"], grid: tuple[int, int]
+    params: dict,
+    config: SignalConfig,
+    frame: Float[Array, "*#b E"],
+    tokens: Float[Array, "*#b N E"] | None,
+    vector: Float[Array, "*#b E"],
+    grid: tuple[int, int],
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b 2"]]:
     """(probability that the frame shows it, where). Leading axes broadcast. `late` compares every token, `pooled` the frame vector."""
     if config.similarity == "late":

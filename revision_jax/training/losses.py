@@ -157,14 +157,26 @@ def level_visual(
         vector = text["vector"][:, None]
         seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
         return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, seen, where)
-    examples, windows = batch["frame_mask"].shape[:2]
-    vector = text["vector"][:, None, None]
-    seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
-    flat = lambda x: x.reshape(examples * windows, *x.shape[2:])
-    spread = lambda x: jnp.repeat(x, windows, 0)
-    tokens, _ = revision.sparse_tokens(config, state, name, flat(batch["frames"]), flat(batch["frame_mask"]), spread(text["tokens"]), spread(query_mask))
+    sparse = config.grounding.below(name) if level.kind == "nested" else level
+    windows = batch["window_mask"].shape[1]
+    seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vector"][:, None, None])
     window_level = search_signal.top_mean(seen, batch["frame_mask"], config.decoder.signal.top)
-    return revision.window_visual(config, state, tokens.reshape(examples, windows, -1), batch["window_mask"], number_ids, window_level)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    spread = lambda x, times: jnp.repeat(x, times, 0)
+    tokens, summary = revision.sparse_tokens(
+        config, state, sparse.name, flat(batch["frames"]), flat(batch["frame_mask"]), spread(text["tokens"], windows), spread(query_mask, windows)
+    )
+    valid, summary = batch["window_mask"], summary.reshape(-1, windows, summary.shape[-1])
+    if level.kind == "nested":  # a run of windows is to the nested adapter what a window of frames is to the sparse one
+        length = sparse.run_length(level)
+        runs = windows // length
+        split = lambda x: x.reshape(-1, runs, length, *x.shape[2:])
+        inside = split(valid)
+        tokens, _ = revision.sparse_tokens(
+            config, state, name, flat(split(jax.lax.stop_gradient(summary))), flat(inside), spread(text["tokens"], runs), spread(query_mask, runs)
+        )
+        window_level, valid = search_signal.top_mean(split(window_level), inside, 1), jnp.any(inside, -1)
+    return revision.window_visual(config, state, tokens.reshape(*valid.shape, -1), valid, number_ids, window_level)
 
 
 def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Array, Array]:

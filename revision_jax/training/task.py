@@ -30,8 +30,15 @@ def make_tokenizer(config: ExperimentConfig, workdir: str | Path) -> Tokenizer:
     file = Path(workdir) / "tokenizer.json"
     if not file.exists():
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        build_word_tokenizer(vocabulary_sentences(0, SENTENCES), numbers=256, vocab_size=config.decoder.vocab).save(workdir)
+        build_word_tokenizer([*vocabulary_sentences(0, SENTENCES), *_prompt_texts(config)], numbers=256, vocab_size=config.decoder.vocab).save(workdir)
     return Tokenizer.load(workdir)
+
+
+def _prompt_texts(config: ExperimentConfig) -> list[str]:
+    """Everything the levels say themselves: their words must be in the vocabulary, or "from" and "not" would be the same unknown one."""
+    prompts_of_levels = [level.prompt for level in config.grounding.levels]
+    texts = [text for p in prompts_of_levels for text in (p.before, p.after, p.answer, p.absent, p.yes, p.no, p.presence)]
+    return [text.replace("{query}", "").replace("{start}", "").replace("{end}", "") for text in texts]
 
 
 def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dict:

@@ -54,6 +54,7 @@ def test_header_and_content_come_back(written):
 
 
 @given(st.floats(-10, 320), st.floats(-10, 320))
+@settings(deadline=None)
 def test_a_range_of_time_is_a_slice(written, start, end):
     store, times, arrays = written
     ticks = np.arange(301.0)
@@ -65,6 +66,7 @@ def test_a_range_of_time_is_a_slice(written, start, end):
 
 
 @given(st.integers(-5, 310), st.integers(-5, 310))
+@settings(deadline=None)
 def test_a_range_of_frames_is_a_slice(written, first, stop):
     store, times, arrays = written
     got_times, got = store.read_frames(first, stop)

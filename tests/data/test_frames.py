@@ -33,6 +33,7 @@ def test_patches_are_block_major_and_channel_first(size):
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None)
 def test_positions_name_the_place_a_patch_was_cut_from(block_rows, block_cols, merge):
     grid = (block_rows * merge, block_cols * merge)
     where = np.zeros((1, *grid, 3), np.uint8)
@@ -118,6 +119,7 @@ def test_grids_follow_the_aspect_ratio_then_the_size():
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([(8, 8), (4, 12)]), st.sampled_from([1, 2, 4]))
+@settings(deadline=None)
 def test_content_fits_its_bucket(height, width, grid, merge):
     rows, cols = fr.content_grid(height, width, grid, merge)
     assert 0 < rows <= grid[0] and 0 < cols <= grid[1] and rows % merge == 0 and cols % merge == 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.config import ConfigError, PromptConfig
@@ -17,6 +17,7 @@ queries = st.lists(st.sampled_from(WORDS), min_size=1, max_size=20).map(" ".join
 
 
 @given(queries, st.sampled_from(["", ".", " . ", "..."]), st.booleans())
+@settings(deadline=None)
 def test_cleaning_forgets_case_blanks_and_the_final_period(query, end, upper):
     messy = "  " + query.replace(" ", " \n\t ") + end
     assert clean_query(messy.upper() if upper else messy) == query
@@ -24,6 +25,7 @@ def test_cleaning_forgets_case_blanks_and_the_final_period(query, end, upper):
 
 
 @given(queries)
+@settings(deadline=None)
 def test_a_query_round_trips(query):
     ids, mask = encode_query(TOKENIZER, query.title(), 32)
     assert ids.shape == mask.shape == (32,) and ids.dtype == np.int32 and mask.dtype == bool
@@ -32,6 +34,7 @@ def test_a_query_round_trips(query):
 
 
 @given(queries, st.booleans())
+@settings(deadline=None)
 def test_a_prompt_round_trips(query, presence):
     before, after, mask = encode_prompt(TOKENIZER, PROMPT, query + ".", 40, presence)
     assert before == [TOKENIZER.bos]
@@ -47,6 +50,7 @@ def test_text_before_the_tokens_does_not_depend_on_the_query():
 
 
 @given(st.tuples(st.integers(0, 255), st.integers(0, 255)) | st.booleans() | st.none())
+@settings(deadline=None)
 def test_an_answer_round_trips_and_ends(answer):
     ids, mask = encode_answer(TOKENIZER, PROMPT, answer, 8)
     text = "not present ." if answer is None else {True: "yes .", False: "no ."}[answer] if isinstance(answer, bool) else "from {} to {} .".format(*answer)

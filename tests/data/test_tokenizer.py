@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
@@ -20,6 +20,7 @@ def words():
 
 
 @given(st.integers(0, 255))
+@settings(deadline=None)
 def test_a_number_is_one_token_and_numbers_are_contiguous(number):
     words = build_word_tokenizer(SENTENCES)
     assert words.encode(str(number)) == [words.id("0") + number]

@@ -30,7 +30,7 @@ def test_mean_and_max_count_the_answers_steps_alone():
 
 
 @given(low=st.floats(1e-3, 10), more=st.floats(1e-3, 10))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_more_entropy_is_less_confidence(low, more):
     for kind, name in (("entropy", "entropy"), ("max_entropy", "max_entropy"), ("calibrated", "entropy")):
         sharp, dull = (sure.confidence(kind, features(**{name: value})) for value in (low, low + more))
@@ -42,7 +42,7 @@ KINDS = ["entropy", "max_entropy", "log_probability", "presence", "calibrated"]
 
 
 @given(values=st.lists(st.floats(-15, 15), min_size=3, max_size=3), kind=st.sampled_from(KINDS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_kind_is_a_probability(values, kind):
     row = features(present=values[0], score=-abs(values[1]), behind=-abs(values[2]), entropy=abs(values[1]), max_entropy=abs(values[2]))
     assert 0 <= sure.confidence(kind, row) <= 1

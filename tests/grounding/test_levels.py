@@ -13,11 +13,11 @@ from revision_jax.data.windows import frame_span, slot_times
 from revision_jax.grounding import levels
 from tests.grounding.conftest import small_config
 
-seconds = st.floats(0.5, 5000, allow_nan=False).map(lambda x: round(x, 3))
+seconds = st.floats(0.5, 2000, allow_nan=False).map(lambda x: round(x, 3))
 
 
 @given(start=st.floats(0, 500).map(lambda x: round(x, 3)), length=seconds, span=st.sampled_from([8.0, 20.0, 60.0, 125.0]), share=st.floats(0.2, 1.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_windows_cover_the_stretch_and_stay_inside(start, length, span, share):
     end = start + length
     found = levels.windows(start, end, span, span * share)
@@ -40,7 +40,7 @@ def test_the_last_window_is_moved_back():
 
 
 @given(count=st.integers(0, 500), size=st.integers(1, 120))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_groups_hold_every_window_and_are_full(count, size):
     found = levels.groups(count, size)
     assert {i for group in found for i in group} == set(range(count))
@@ -49,7 +49,7 @@ def test_groups_hold_every_window_and_are_full(count, size):
 
 
 @given(count=st.integers(1, 400), length=st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_runs_part_the_windows(count, length):
     found = levels.runs([levels.Window(i, i + 2, 2) for i in range(count)], length)
     assert [i for run in found for i in run] == list(range(count))
@@ -57,7 +57,7 @@ def test_runs_part_the_windows(count, length):
 
 
 @given(start=st.floats(0, 100), first=st.integers(0, 119), length=st.integers(1, 60), slots=st.sampled_from([40, 120, 250]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_numbers_and_seconds_invert_each_other(start, first, length, slots):
     window = levels.Window(start, start + 120.0, 120.0)
     tick = 120.0 / slots
@@ -78,9 +78,9 @@ DENSE = LevelConfig(name="dense", kind="dense", span_s=120.0, stride_s=60.0, tok
 
 
 @given(
-    duration=st.floats(60, 4000), regions=st.lists(st.tuples(st.floats(0, 1), st.floats(10, 700)), min_size=1, max_size=5), offset=st.sampled_from([0.0, 17.0]),
+    duration=st.floats(60, 2000), regions=st.lists(st.tuples(st.floats(0, 1), st.floats(10, 700)), min_size=1, max_size=5), offset=st.sampled_from([0.0, 17.0]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_frame_windows_show_the_regions(duration, regions, offset):
     end = offset + duration
     spans = [(offset + at * duration, min(offset + at * duration + length, end)) for at, length in regions]
@@ -104,7 +104,7 @@ def test_frame_windows_centre_and_tile():
 
 
 @given(boundary=st.floats(0, 100), low=st.sampled_from([0.0, 3.3]), length=st.floats(2, 100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_boundary_windows_are_inside_and_hold_the_boundary(boundary, low, length):
     level = LevelConfig(name="patch", kind="patch", span_s=8.0, stride_s=8.0, tokens=32, budget=64)
     boundary = low + boundary / 100 * length

@@ -12,7 +12,7 @@ scored = st.lists(st.tuples(span, st.floats(0, 1)), min_size=1, max_size=30)
 
 
 @given(items=scored, iou=st.floats(0.05, 0.95))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_stays_does_not_overlap_and_what_goes_has_a_better_neighbour(items, iou):
     spans, scores = np.array([s for s, _ in items]), np.array([x for _, x in items])
     kept = merging.nms(spans, scores, iou)
@@ -27,7 +27,7 @@ def test_what_stays_does_not_overlap_and_what_goes_has_a_better_neighbour(items,
 
 
 @given(items=scored, iou=st.floats(0.05, 0.95))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_soft_keeps_all_and_only_lowers(items, iou):
     spans, scores = np.array([s for s, _ in items]), np.array([x for _, x in items])
     order, lowered = merging.soft_nms(spans, scores, iou)
