@@ -18,6 +18,7 @@ WIDTH = 16
 
 def config() -> ExperimentConfig:
     sparse = AdapterConfig(kind="sparse", width=WIDTH, heads=2, mlp=24, text_layers=1, self_layers=1, dropout=0.0)
+    dense, projector = AdapterConfig(kind="dense", width=WIDTH), AdapterConfig(kind="mlp", width=WIDTH)
     return ExperimentConfig(
         name="test",
         vision=VisionConfig(width=16, layers=1, heads=2, mlp=24, patch=4, grids=((4, 4),), merge=2, projection=WIDTH),
@@ -31,10 +32,8 @@ def config() -> ExperimentConfig:
         grounding=GroundingConfig(
             levels=(
                 LevelConfig(name="sparse", kind="sparse", span_s=8.0, stride_s=4.0, tokens=10, frames=4, batch=1, beam=3, spans=3, adapter=sparse),
-                LevelConfig(name="dense", kind="dense", span_s=12.0, stride_s=6.0, tokens=12, batch=4, spans=2, adapter=AdapterConfig(kind="dense", width=WIDTH)),
-                LevelConfig(
-                    name="patch", kind="patch", span_s=2.0, stride_s=2.0, tokens=8, batch=4, spans=1, budget=16, adapter=AdapterConfig(kind="mlp", width=WIDTH)
-                ),
+                LevelConfig(name="dense", kind="dense", span_s=12.0, stride_s=6.0, tokens=12, batch=4, spans=2, adapter=dense),
+                LevelConfig(name="patch", kind="patch", span_s=2.0, stride_s=2.0, tokens=8, batch=4, spans=1, budget=16, adapter=projector),
             ),
             query_len=12, prompt_len=10, answer_len=6,
         ),

@@ -11,13 +11,14 @@ rows of several processes taken together are the batch of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from revision_jax.config import ConfigError
 
+Example = dict[str, np.ndarray | np.generic]  # arrays, or NumPy scalars
 Batch = dict[str, np.ndarray]
 
 
@@ -28,7 +29,7 @@ class Examples(Protocol):
     An object with a method `collate(examples) -> batch` puts a batch together itself, from this process' rows; otherwise `stack` does.
     """
 
-    def example(self, index: int) -> Batch: ...
+    def example(self, index: int) -> Example: ...
 
 
 class _Rows:
@@ -42,7 +43,7 @@ class _Rows:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Example:
         step, row = divmod(int(item), self.count)
         return self.examples.example((self.start + step) * self.batch + self.first + row)
 
@@ -50,7 +51,7 @@ class _Rows:
         return f"rows {self.first} to {self.first + self.count} of batches of {self.batch} from step {self.start}"
 
 
-def stack(examples: list[Batch] | tuple[Batch, ...]) -> Batch:
+def stack(examples: Sequence[Example]) -> Batch:
     """Examples with the same fields and shapes -> arrays with a leading batch axis. Raises ValueError naming the field that differs."""
     fields = set(examples[0])
     for example in examples[1:]:

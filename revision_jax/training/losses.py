@@ -5,6 +5,7 @@ Batches are the arrays of `data/curriculum.py`. Encoders are frozen wherever the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -83,12 +84,10 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     batch: images, caption_ids/mask (B, C, S), full_ids/mask (B, L) answers, point_slots (B, T) number of the caption (of B C) or -1, point_query (B,),
     point_after_ids/mask, point_answer_ids/mask.
     """
-    params = jax.lax.stop_gradient({name: state["params"][name] for name in ("vision", "text", "similarity", "projection") if name in state["params"]})
-    frozen = {"params": {**params, "decoder": state["params"]["decoder"]}}
-    features = revision.encode_images(config, frozen["params"], batch["images"])
+    state = _encoders_frozen(state)
+    features = revision.encode_images(config, state["params"], batch["images"])
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    vector = revision.encode_text(config, frozen["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vector"]
-    state = {**state, **frozen}
+    vector = revision.encode_text(config, state["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vector"]
 
     levels = {level.kind: level for level in config.grounding.levels if not level.baseline}
     tokens = jnp.asarray(features["tokens"])[:, None]
@@ -120,9 +119,13 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     return caption_loss + point_loss, metrics
 
 
-def _with_budget(config: ExperimentConfig, name: str, budget: int) -> ExperimentConfig:
-    import dataclasses
+def _encoders_frozen(state: dict) -> dict:
+    """The state with no gradient into vision, text tower and similarity."""
+    params = {name: tree if name == "decoder" else jax.lax.stop_gradient(tree) for name, tree in state["params"].items()}
+    return {**state, "params": params}
 
+
+def _with_budget(config: ExperimentConfig, name: str, budget: int) -> ExperimentConfig:
     levels = tuple(dataclasses.replace(level, budget=budget) if level.name == name else level for level in config.grounding.levels)
     return dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
 
@@ -133,9 +136,8 @@ def _with_budget(config: ExperimentConfig, name: str, budget: int) -> Experiment
 def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, batch: dict, constants: dict, key: Array) -> tuple[Array, Metrics]:
     """Next-token cross-entropy on the answer alone, for one level's batch."""
     level = config.grounding.level(stage.level)
-    params = jax.lax.stop_gradient(state["params"])
-    text = revision.encode_text(config, params, batch["query_ids"], batch["query_mask"])
-    text = jax.lax.stop_gradient(text)
+    state = _encoders_frozen(state)
+    text = revision.encode_text(config, state["params"], batch["query_ids"], batch["query_mask"])
     visual = level_visual(config, state, level.name, batch, text, batch["query_mask"], constants["number_ids"])
     logits = revision.answer_logits(
         config, state, level.name, visual, constants["before_ids"], batch["after_ids"], batch["after_mask"], batch["answer_ids"], key=key
