@@ -117,7 +117,7 @@ def test_whatever_the_weights_answers_can_be_read_and_differ(seed, config, token
 def test_free_decoding_is_greedy_by_teacher_forcing_and_sampling_stays_in_the_nucleus(config, programs, level, tokenizer):
     tokens, question = groups(programs, 3)[0]
     state, steps = programs.state, 5
-    after = [x[None] for x in question.after["sparse"]]
+    after = [jnp.asarray(x)[None] for x in question.after["sparse"]]
 
     @jax.jit
     def run(state, token, seen):
