@@ -47,6 +47,7 @@ def get_config() -> ExperimentConfig:
             lora=LoraConfig(rank=32, alpha=64.0, dropout=0.0),
             signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0),
             time="token",
+            scan=False,  # the same numbers and weights; on a CPU a third faster
         ),
         grounding=GroundingConfig(
             levels=(

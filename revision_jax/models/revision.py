@@ -286,7 +286,9 @@ def answer_logits(
     reads = jnp.broadcast_to(jnp.arange(embeds.shape[1]) >= text, valid.shape)
     bias = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (a, s + answer), (0, 0)))
     rngs = None if key is None else {"dropout": key}
-    hidden, _ = decoder.apply(variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, deterministic=key is None, rngs=rngs)
     last = text + jnp.sum(after_mask, 1) - 1
     rows = jnp.concatenate([last[:, None], jnp.broadcast_to(text + s + jnp.arange(answer - 1), (batch, answer - 1))], 1)
-    return decoder.apply(variables, jnp.take_along_axis(hidden, rows[..., None], 1), method=Decoder.logits)
+    hidden, _ = decoder.apply(
+        variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, rows=rows, deterministic=key is None, rngs=rngs
+    )
+    return decoder.apply(variables, hidden, method=Decoder.logits)
