@@ -33,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Rendering {options.duration / 60:.0f} minutes of video into {out} ...", flush=True)
     synthesize.main(["--seed", str(options.seed), "--duration", str(options.duration), "--out", str(out)])
     truth = json.loads((out / "annotations.json").read_text(encoding="utf-8"))["queries"]
-    asked = [next((entry for entry in truth if entry["kind"] == kind), None) for kind in KINDS]
-    asked = [entry for entry in asked if entry is not None]
+    asked = chosen(truth, still_questions(options.seed, options.duration))
     print(f"Asking {len(asked)} questions ...", flush=True)
     arguments = [str(out / "video.mp4"), "--checkpoint", options.checkpoint, "--cache", str(out / "cache")]
     for entry in asked:
@@ -54,6 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"         true: {spans(entry['moments'])}\n         said: {spans(found)}")
     print(f"\n{right} of {len(asked)} right, {time.perf_counter() - began:.0f} s in all. See {out / 'answers.html'} and {out / 'answers.png'}.")
     return 0
+
+
+def still_questions(seed: int, duration_s: float) -> set[str]:
+    """Ids of the questions about how a thing looks, not how it moves or changes: the demo asks those where it can."""
+    from revision_jax.data.synthetic.questions import ask
+    from revision_jax.data.synthetic.script import make_script
+
+    return {question.query_id for question in ask(make_script(seed, duration_s)) if question.query.form == "static"}
+
+
+def chosen(truth: list[dict], first: set[str]) -> list[dict]:
+    """One question of each kind there is, those of `first` before others."""
+    order = sorted(truth, key=lambda entry: entry["query_id"] not in first)
+    found = [next((entry for entry in order if entry["kind"] == kind), None) for kind in KINDS]
+    return [entry for entry in found if entry is not None]
 
 
 def is_right(moments: list, found: list) -> bool:

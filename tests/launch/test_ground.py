@@ -87,7 +87,7 @@ def test_bad_videos(folder, tmp_path, capsys):  # noqa: F811
     text, nothing = tmp_path / "text.mp4", tmp_path / "nothing.mp4"
     text.write_text("this is no video\n" * 100)
     nothing.touch()
-    for path, message in ((tmp_path / "missing.mp4", "no such file"), (tmp_path, "folder"), (text, "not a video"), (nothing, "")):
+    for path, message in ((tmp_path / "missing.mp4", "no such file"), (tmp_path, "is a directory"), (text, "not a video"), (nothing, "not a video")):
         said = refusal(capsys, [path, "--query", "ring", "--checkpoint", folder, "--cache", tmp_path / "cache", "--html", tmp_path / "out.html"])
         assert str(path) in said and message in said
     assert not (tmp_path / "out.html").exists()
