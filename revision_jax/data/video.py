@@ -345,6 +345,7 @@ class _Source:
         if not known or not self._keys:
             # Neither is in the file's head (Matroska keeps its index at the end, a cut file has none): read all packets, decode none.
             last_s, self._keys = self._scan()
+            stream = self.stream  # the file was opened anew, and what belonged to the old container is freed memory
             if seconds is None:
                 seconds = last_s
             elif not stream.duration and last_s <= seconds - self._start_s + 0.5:
@@ -367,8 +368,9 @@ class _Source:
             seconds = head[0] + 1 / self._fps
         gaps = np.diff([*self._keys, seconds])
         gap = float(gaps.max()) if len(self._keys) > 1 else math.inf
+        info = VideoInfo(str(self.path), seconds, self._fps, width, height, rotation, stream.codec_context.name, self._start_s, gap, known)
         self._rewind()
-        return VideoInfo(str(self.path), seconds, self._fps, width, height, rotation, stream.codec_context.name, self._start_s, gap, known)
+        return info
 
     def _scan(self) -> tuple[float, list[float]]:
         """End of the last packet and times of the keyframes, in seconds, by reading every packet."""

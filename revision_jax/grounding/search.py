@@ -31,6 +31,7 @@ from revision_jax.grounding.prompt import parse_ids
 from revision_jax.grounding.source import Source, gather
 
 RETRIEVAL = 0.25  # weight of a window's similarity in its rank; the answer's part lies in [0, 1]
+WORTH = 0.2  # of the best candidate's confidence: a lesser one is not looked at closely
 BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
 # For patch windows, each one's {"tokens" [T N E], "change" [T N], "valid" [T]}, or None where there is nothing to see.
 Refine = Callable[[Sequence[Window], LevelConfig], Sequence[dict[str, np.ndarray] | None]]
@@ -306,8 +307,9 @@ class Searcher:
         for number, a in enumerate(asked):
             a.traces.append(Trace(level))
             a.candidates = [a.candidates[i] for i in self._order(a.candidates)[0]]
-            for which in range(min(level.beam, len(a.candidates))):
-                candidate = a.candidates[which]
+            for which, candidate in enumerate(a.candidates[: level.beam]):
+                if candidate.confidence < WORTH * a.candidates[0].confidence:
+                    break
                 for side, boundary in enumerate((candidate.start_s, candidate.end_s)):
                     wanted.append((number, which, side, places.boundary_window(boundary, level, start_s, end_s)))
                     a.traces[-1].count += 1
