@@ -187,7 +187,8 @@ def leave_out(config: ExperimentConfig, without: Sequence[str]) -> ExperimentCon
         raise UserError(f"--without: no level {unknown[0]!r}; there are {', '.join(names)}")
     levels = tuple(level for level in config.grounding.levels if level.name not in without)
     check_order(levels)
-    return replace(config, grounding=replace(config.grounding, levels=levels))
+    stages = tuple(stage for stage in config.train.stages if stage.level not in without)  # a stage may not name a level that is gone
+    return replace(config, grounding=replace(config.grounding, levels=levels), train=replace(config.train, stages=stages))
 
 
 BASELINES = ("retrieval", "flat", "random")
