@@ -19,7 +19,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -33,8 +32,6 @@ Plan = Literal["seek", "references", "all"]
 SEEK_GAP_S = 1.0  # keyframes at most this far apart: seeking beats decoding in order (at 10 s it is three times slower)
 SKIPPED_RUN = 4  # frames; no common encoder leaves more than three unreferenced frames in a row
 MAX_FAILURES = 64  # reads in a row that may fail before a file counts as ended
-LONGEST_PICTURE_S = 24 * 3600.0  # a picture stated to be shown for longer has a duration that was never written
-LONGEST_S = 1e7  # likewise for a whole file
 NOT_VIDEO = ("ansi", "bintext", "xbin", "idf", "txd")  # FFmpeg takes plain text for pictures of it
 
 
@@ -157,7 +154,7 @@ class FrameReader:
                 k += 1
                 wanted[0] = k / self.rate
             held_time, held, picture = time, frame, None
-            last_end = time + max(_shown_s(frame.duration, source.time_base, 0.0), 1 / self.info.fps)
+            last_end = time + max(float((frame.duration or 0) * source.time_base), 1 / self.info.fps)
             if wanted[0] >= self.end_s - 1e-9:
                 return
         # The file ended. A last frame may be shown for long (then its duration says so); a cut file ends where its pictures end.
@@ -380,7 +377,7 @@ class _Source:
                 if packet.pts is None:
                     continue
                 time = float(packet.pts * self.time_base) - self._start_s
-                end = max(end, time + _shown_s(packet.duration, self.time_base, 1 / self._fps))
+                end = max(end, time + (float(packet.duration * self.time_base) if packet.duration else 1 / self._fps))
                 if packet.is_keyframe:
                     keys.append(time)
         except (av.FFmpegError, OSError, ValueError):
@@ -396,16 +393,11 @@ class _Source:
         self.failures, self.decoded, self._clock_s = 0, 0, 0.0
 
 
-def _shown_s(ticks: int | None, time_base: Fraction, otherwise: float) -> float:
-    """Seconds that a packet or frame is shown for; `otherwise` where none are stated, or more than a picture is ever shown for (garbage)."""
-    seconds = float((ticks or 0) * time_base)
-    return seconds if 0 < seconds < LONGEST_PICTURE_S else otherwise
-
-
 def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float | None:
     """Seconds, as the file says; None if it does not."""
-    stated = float((stream.duration or 0) * stream.time_base), (container.duration or 0) / 1e6
-    return next((seconds for seconds in stated if 0 < seconds < LONGEST_S), None)
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / 1e6 if container.duration else None
 
 
 def _index_keys(stream: av.VideoStream) -> list[float]:

@@ -82,7 +82,7 @@ def test_containers_and_codecs(tmp_path, name, codec):
     options = {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"} if codec.startswith("libvpx") else None
     path = write(tmp_path / name, 45, codec=codec, options=options)
     info = probe(path)
-    assert info.duration_s == pytest.approx(4.5, abs=0.25) and info.fps == pytest.approx(10, rel=0.05)
+    assert info.duration_s == pytest.approx(4.5, abs=0.15) and info.fps == pytest.approx(10, rel=0.05)
     assert (info.height, info.width, info.rotation) == (HEIGHT, WIDTH, 0)
     reader, times, numbers = read(path, 2.0)
     assert reader.warnings == []
