@@ -99,11 +99,6 @@ def groups(count: int, size: int) -> list[range]:
     return [range(s, s + size) for s in starts]
 
 
-def run_length(above: LevelConfig, below: LevelConfig) -> int:
-    """Windows of `below` in one run of `above`: a static size."""
-    return below.run_length(above)
-
-
 def runs(below: Sequence[Window], length: int) -> list[range]:
     """Consecutive windows of the level below in runs of `length`; the last run may be cut."""
     return [range(first, min(first + length, len(below))) for first in range(0, len(below), length)]

@@ -188,7 +188,7 @@ class Searcher:
             chosen = inside[number]
             tokens = WindowTokens(*(np.stack(parts) for parts in zip(*(a.tokens[base.name, w] for w in chosen), strict=True)))
             if level.kind == "nested":
-                length = places.run_length(level, base)
+                length = base.run_length(level)
                 members = places.runs(chosen, length)
                 tokens = self.programs.run_tokens(level, tokens, members, length, a.question)
                 chosen = [places.spanned([chosen[i] for i in member]) for member in members]
