@@ -21,7 +21,7 @@ WIDTH = 96  # E: the aligned image-text space, and what every adapter reads
 VOCAB = 512
 ENCODERS = ("params/vision", "params/text", "params/similarity", "params/projection")
 NEGATIVES = (("random", 0.25), ("hard", 0.25), ("cross_video", 0.1), ("swap", 0.4))
-SIGNAL = ("lora/dense/layers/signal_scale", "lora/dense/summary_projection")
+SIGNAL = ("lora/dense/layers/signal_scale", "lora/dense/summary_projection", "lora/dense/cues")
 
 
 def get_config() -> ExperimentConfig:
@@ -30,7 +30,9 @@ def get_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="tiny",
         vision=VisionConfig(width=128, layers=4, heads=4, mlp=512, patch=16, grids=((10, 10),), merge=2, pool="mean", projection=WIDTH),
-        text=TextConfig(vocab=VOCAB, width=WIDTH, layers=2, heads=4, mlp=384, max_len=32, projection=WIDTH, causal=True, pool="eos", activation="gelu_tanh"),
+        text=TextConfig(
+            vocab=VOCAB, width=WIDTH, layers=3, heads=4, mlp=384, max_len=32, projection=WIDTH, causal=True, pool="eos", activation="gelu_tanh", phrases=2
+        ),
         pruner=PrunerConfig(threshold=2.0, where="before_encoder", budgets=(64, 128, 256, 512)),
         decoder=DecoderConfig(
             vocab=VOCAB,
@@ -45,7 +47,7 @@ def get_config() -> ExperimentConfig:
             qkv_bias=True,
             tie_embeddings=True,
             lora=LoraConfig(rank=32, alpha=64.0, dropout=0.0),
-            signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0),
+            signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), cues=True, init=1.0),
             time="token",
             scan=False,  # the same numbers and weights; on a CPU a third faster
         ),
@@ -107,7 +109,7 @@ def get_config() -> ExperimentConfig:
             prompt_len=40,
             answer_len=8,
         ),
-        data=DataConfig(train_videos=12, patch_videos=2),
+        data=DataConfig(train_videos=24, patch_videos=3),
         train=TrainConfig(
             stages=(
                 StageConfig(
@@ -117,7 +119,7 @@ def get_config() -> ExperimentConfig:
                     name="language",
                     task="language",
                     train=("params/decoder", "adapter/dense", "adapter/patch", *SIGNAL),
-                    steps=400,
+                    steps=600,
                     batch=16,
                     learning_rate=3e-3,
                     weight_decay=0.01,
@@ -127,7 +129,7 @@ def get_config() -> ExperimentConfig:
                     name="1a",
                     level="dense",
                     train=("lora/dense", "adapter/dense"),
-                    steps=600,
+                    steps=1600,
                     batch=32,
                     learning_rate=3e-3,
                     negatives=NEGATIVES,
@@ -137,7 +139,7 @@ def get_config() -> ExperimentConfig:
                     name="1b",
                     task="presence",
                     level="sparse",
-                    train=("adapter/sparse", "lora/sparse/layers/signal_scale", "lora/sparse/summary_projection"),
+                    train=("adapter/sparse", "lora/sparse/layers/signal_scale", "lora/sparse/summary_projection", "lora/sparse/cues"),
                     copies=(("lora/dense", "lora/sparse"),),
                     steps=300,
                     batch=32,
@@ -148,7 +150,7 @@ def get_config() -> ExperimentConfig:
                     name="2",
                     level="sparse",
                     train=("lora/sparse",),
-                    steps=250,
+                    steps=400,
                     batch=4,
                     learning_rate=3e-3,
                     absent=0.3,
@@ -160,8 +162,9 @@ def get_config() -> ExperimentConfig:
                     level="nested",
                     train=("lora/nested",),
                     copies=(("lora/sparse", "lora/nested"), ("adapter/sparse", "adapter/nested")),
-                    steps=0,
+                    steps=150,
                     batch=2,
+                    windows=240,
                     learning_rate=1e-3,
                     absent=0.3,
                 ),
@@ -170,7 +173,7 @@ def get_config() -> ExperimentConfig:
                     level="patch",
                     train=("lora/patch", "adapter/patch"),
                     copies=(("lora/dense", "lora/patch"),),
-                    steps=300,
+                    steps=400,
                     batch=16,
                     learning_rate=3e-3,
                     absent=0.1,
@@ -180,7 +183,7 @@ def get_config() -> ExperimentConfig:
                     level="flat",
                     train=("lora/flat", "adapter/flat"),
                     copies=(("lora/dense", "lora/flat"), ("adapter/dense", "adapter/flat")),
-                    steps=600,
+                    steps=1600,
                     batch=32,
                     learning_rate=3e-3,
                     negatives=(("swap", 0.5), ("cross_video", 0.5)),

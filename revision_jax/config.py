@@ -106,6 +106,7 @@ class TextConfig:
     activation: Literal["gelu_tanh", "quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
     pad_id: int = 1  # pool="last" (SigLIP) reads its padding as text: this token
+    phrases: int = 0  # vectors beside the whole query's, one for each thing that it speaks of, in the order in which they matter; 0 for released towers
 
     def __post_init__(self):
         w = "text"
@@ -113,29 +114,28 @@ class TextConfig:
         _check(self.width % self.heads == 0, f"{w}.heads", f"width {self.width} does not divide into {self.heads} heads")
         _one_of(f"{w}.pool", self.pool, ("eos", "last", "mean"))
         _one_of(f"{w}.activation", self.activation, ("gelu_tanh", "quick_gelu", "gelu"))
+        _check(self.phrases >= 0, f"{w}.phrases", f"must not be negative, is {self.phrases}")
         _check(0 <= self.pad_id < self.vocab, f"{w}.pad_id", f"must be a token of the vocabulary of {self.vocab}, is {self.pad_id}")
 
 
 @dataclass(frozen=True)
 class SignalConfig:
-    """The search signal: a frame's similarity to the query, as attention bias and as summary (DESIGN, section 3)."""
+    """The search signal: a frame's similarity to the query, as attention bias, as summary and as cues (models/signal.py)."""
 
     enabled: bool = False
     similarity: Literal["late", "pooled"] = "pooled"  # late: maximum over a frame's tokens; pooled: one vector a frame
     channels: tuple[str, ...] = ("level", "square")  # of: level, square, rise, fall
     top: int = 4  # similarities in the summary, and frames averaged into a sparse token's similarity
-    track: bool = False  # add where the best-matching token moves to (needs similarity="late") to the summary
+    cues: bool = False  # a token behind the question for each slot, which says what the similarities do there
+    scales: tuple[int, ...] = (3, 9, 27)  # slots to each side over which a cue tells how far the match travels
     init: float = 0.0  # starting scale of the bias: 0 for released checkpoints, 1 for models trained here
 
     def __post_init__(self):
         for channel in self.channels:
             _one_of("signal.channels", channel, ("level", "square", "rise", "fall"))
         _one_of("signal.similarity", self.similarity, ("late", "pooled"))
-        _check(not self.track or self.similarity == "late", "signal.track", "needs similarity='late'")
-
-    @property
-    def summary_size(self) -> int:
-        return self.top + (6 if self.track else 0)
+        _positive("signal", top=self.top)
+        _check(all(scale > 0 for scale in self.scales), "signal.scales", f"must be positive, are {self.scales}")
 
 
 @dataclass(frozen=True)

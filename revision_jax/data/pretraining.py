@@ -30,9 +30,10 @@ class PretrainSource:
     """Examples of a `pretrain` or `language` stage: row r of batch s is example s * stage.batch + r. B pictures a batch, C captions of each:
 
     images uint8 [h w 3]; caption_ids, caption_mask [C S]; labels bool [B C] (which of the batch's captions hold for this picture; caption j belongs to
-    picture j // C); tag_ids, tag_mask [A S] and tag_labels [A], captions of one attribute. For `language` also: full_ids, full_mask [S] (all that the
-    picture shows, end token included), point_slots int32 [T] (number of the batch's caption that slot t shows, -1 = nothing), point_query int32 [] (the
-    caption asked for), point_after_ids/mask, point_answer_ids/mask: the dense level's question and answer.
+    picture j // C); phrase_labels bool [F B C] (the same for each of the F things that a caption speaks of); tag_ids, tag_mask [A S] and
+    tag_labels [A], captions of one attribute. For `language` also: full_ids, full_mask [S] (all that the picture shows, end token included), point_slots
+    int32 [T] (number of the batch's caption that slot t shows, -1 = nothing), point_query int32 [] (the caption asked for),
+    point_after_ids/mask, point_answer_ids/mask: the dense level's question and answer.
 
     A caption is judged against every picture of its batch, so a batch is made whole and its rows handed out.
     """
@@ -70,6 +71,7 @@ class PretrainSource:
         batch = {
             "images": stills["images"],
             "labels": stills["labels"],
+            "phrase_labels": stills["phrase_labels"][:, : self.config.text.phrases],
             "caption_ids": caption_ids.reshape(rows, CAPTIONS, -1),
             "caption_mask": caption_mask.reshape(rows, CAPTIONS, -1),
             "tag_ids": np.broadcast_to(tag_ids, (rows, *tag_ids.shape)),

@@ -1,7 +1,7 @@
 """Decoding an answer: prefix, question, then a beam of spans under a grammar, or free decoding. Pure functions, traced into the level programs.
 
-    slots   [ before | visual tokens | question | answer ]
-              `prefix`: its cache      `ask`      `beam` / `free`
+    slots   [ before | visual tokens | question and cues | answer ]
+              `prefix`: its cache      `ask`               `beam` / `free`
               does not depend on
               the question (dense, patch)
 
@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.prompt import Grammar
 from revision_jax.models.decoder import Decoder, init_cache
-from revision_jax.models.revision import Visual
+from revision_jax.models.revision import Visual, last_valid, question
 
 NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
 
@@ -71,22 +71,21 @@ def prefix(config: ExperimentConfig, state: dict, name: str, before: Int[np.ndar
 def ask(
     config: ExperimentConfig, state: dict, name: str, cache: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"], answer_len: int
 ) -> Asked:
-    """Puts the question behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal and summary are what counts."""
+    """Puts question and cues behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal, summary and cues are what counts."""
     decoder, weights = Decoder(config.decoder), variables(state, name)
     batch, used = cache["valid"].shape
-    s = after_ids.shape[1]
+    embeds, valid = question(visual, decoder.apply(weights, after_ids, method=Decoder.embed), after_mask)
+    s = valid.shape[1]
     grow = lambda x: jnp.pad(x, ((0, 0), (0, s + answer_len)) + ((0, 0),) * (x.ndim - 2))
     cache = {"layers": jax.tree.map(grow, cache["layers"]), "valid": grow(cache["valid"]), "signal": None}
     signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
     base = jnp.sum(cache["valid"], 1)
-    positions = base[:, None] + jnp.maximum(jnp.cumsum(after_mask, 1) - 1, 0)
+    positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
     hidden, cache = decoder.apply(
-        weights, decoder.apply(weights, after_ids, method=Decoder.embed), positions, after_mask,
-        reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used,
+        weights, embeds, positions, valid, reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used,
+        rows=last_valid(valid)[:, None],
     )
-    count = jnp.sum(after_mask, 1)
-    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], 1)[:, 0]
-    return Asked(cache, decoder.apply(weights, last, method=Decoder.logits), base + count, used + s, visual.summary)
+    return Asked(cache, decoder.apply(weights, hidden[:, 0], method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
 
 
 def _repeat(tree, times: int):

@@ -42,7 +42,7 @@ class Question:
     text: str
     tokens: np.ndarray  # [S D] of the text tower
     mask: np.ndarray  # [S]
-    vector: np.ndarray  # [E]
+    vectors: np.ndarray  # [F E], the whole question's first
     after: dict[str, tuple[np.ndarray, np.ndarray]]  # level -> ids and mask of the text behind the visual tokens
 
 
@@ -51,12 +51,12 @@ class WindowTokens(NamedTuple):
 
     token: np.ndarray  # [W H]
     summary: np.ndarray  # [W D], before the last linear: what a nested level reads
-    level: np.ndarray  # [W] similarity
+    level: np.ndarray  # [W F] similarity to each of the question's vectors
 
 
 class FrameAnswer(NamedTuple):
     decoded: Decoded  # leading axis: rows
-    level: np.ndarray  # [rows T] similarity of each frame
+    level: np.ndarray  # [rows T F] similarity of each frame
 
 
 def number_ids(tokenizer: Tokenizer, config: ExperimentConfig, count: int) -> np.ndarray:
@@ -133,19 +133,20 @@ class Programs:
             return revision.encode_text(config, state["params"], ids, mask)
 
         out = self._call("question", "", encode, ids[None], mask[None])
-        return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vector"][0]), after)
+        return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vectors"][0]), after)
 
     def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray]:
         stack = lambda values: np.stack(list(values))
         return {
-            "tokens": stack(q.tokens for q in questions), "mask": stack(q.mask for q in questions), "vector": stack(q.vector for q in questions),
+            "tokens": stack(q.tokens for q in questions), "mask": stack(q.mask for q in questions), "vectors": stack(q.vectors for q in questions),
             "after_ids": stack(q.after[level.name][0] for q in questions), "after_mask": stack(q.after[level.name][1] for q in questions),
         }
 
-    def _similarity(self, state: dict, frame, tokens, vector):
+    def _similarity(self, state: dict, frame, tokens, vectors):
         if not self.has_similarity:
-            return jnp.zeros(frame.shape[:-1]), jnp.full((*frame.shape[:-1], 2), 0.5)
-        return revision.similarity(self.config, state["params"], frame, tokens, vector)
+            shape = (*frame.shape[:-1], vectors.shape[-2])
+            return jnp.zeros(shape), jnp.full((*shape, 2), 0.5)
+        return revision.similarity(self.config, state["params"], frame, tokens, vectors)
 
     def _answer(self, state: dict, level: LevelConfig, visual: revision.Visual, cache: dict, ask: dict, count) -> Decoded:
         grammar = self.grammar(level)
@@ -160,13 +161,13 @@ class Programs:
         A group is `level.tokens` windows (see `on_device`): the first `windows` of them are wanted.
         """
 
-        def tokens(state: dict, frame, tokens, valid, text, mask, vector) -> WindowTokens:
+        def tokens(state: dict, frame, tokens, valid, text, mask, vectors) -> WindowTokens:
             spread = lambda x: jnp.broadcast_to(x, (frame.shape[0], *x.shape))
             token, summary = revision.sparse_tokens(self.config, state, level.name, frame, valid, spread(text), spread(mask))
-            seen, _ = self._similarity(state, frame, _clear(tokens, valid), vector)
+            seen, _ = self._similarity(state, frame, _clear(tokens, valid), vectors)
             return WindowTokens(token, summary, search_signal.top_mean(seen, valid, self.config.decoder.signal.top))
 
-        made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, question.tokens, question.mask, question.vector)
+        made = self._call("window tokens", level.name, tokens, arrays["frame"], arrays.get("tokens"), valid, question.tokens, question.mask, question.vectors)
         return WindowTokens(*map(np.asarray, made))
 
     @staticmethod
@@ -189,7 +190,7 @@ class Programs:
         for first in range(0, len(members), level.tokens):
             part = members[first : first + level.tokens]
             frames = np.zeros((level.tokens, length, d), np.float32)
-            seen, valid = np.zeros((level.tokens, length), np.float32), np.zeros((level.tokens, length), bool)
+            seen, valid = np.zeros((level.tokens, length, below.level.shape[-1]), np.float32), np.zeros((level.tokens, length), bool)
             for r, windows in enumerate(part):
                 own = slice(0, len(windows))
                 frames[r, own], seen[r, own], valid[r, own] = below.summary[list(windows)], below.level[list(windows)], True
@@ -201,7 +202,7 @@ class Programs:
         """Answers over groups of at most `level.tokens` window (or run) tokens, each for its question; and the device calls it took."""
 
         def answer(state: dict, token, seen, valid, ask: dict) -> Decoded:
-            visual = revision.window_visual(self.config, state, token, valid, jnp.asarray(self._numbers), seen)
+            visual = revision.window_visual(self.config, state, level.name, token, valid, jnp.asarray(self._numbers), seen)
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1))
 
@@ -248,9 +249,9 @@ class Programs:
                 frame, tokens = jnp.zeros((*valid.shape, level.adapter.width)), jnp.stack([entry["tokens"] for entry in entries])
             else:
                 frame, tokens = jnp.stack([entry["frame"] for entry in entries]), None
-            seen, where = self._similarity(state, frame, tokens, ask["vector"][:, None])
+            seen, where = self._similarity(state, frame, tokens, ask["vectors"][:, None])
             visual = revision.dense_visual(self.config, state, level.name, frame, valid, jnp.asarray(self._numbers), seen, where)
-            return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid, seen, 0.0)
+            return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid[..., None], seen, 0.0)
 
         (batch,) = _batches(list(rows), level.batch)
         ask = self._questions([q for _, q in batch.filled], level)
@@ -266,8 +267,8 @@ class Programs:
         """
 
         def answer(state: dict, tokens, change, valid, ask: dict) -> tuple[Decoded, Any]:
-            vector = ask["vector"] if self.has_similarity else None
-            visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, jnp.asarray(self._numbers), vector)
+            vectors = ask["vectors"] if self.has_similarity else None
+            visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, jnp.asarray(self._numbers), vectors)
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), dropped
 

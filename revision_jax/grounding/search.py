@@ -206,12 +206,12 @@ class Searcher:
                 named[s : e + 1] += math.exp(float(decoded.score[row, j]))
                 if last:  # a hierarchy that ends with windows answers in windows
                     seconds = places.windows_seconds(members, s, e)
-                    features = self._features(decoded, row, j, seconds, tokens.level, (s, e), (0.0, 0.0), 0.0)
+                    features = self._features(decoded, row, j, seconds, tokens.level[:, 0], (s, e), (0.0, 0.0), 0.0)
                     asked[number].candidates.append(self._candidate(*seconds, features, None))
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
                 share = min(float(named[w]), 1.0)
-                score = (float(sure.sigmoid(present)) * share + RETRIEVAL * float(tokens.level[w])) / (1.0 + RETRIEVAL)
+                score = (float(sure.sigmoid(present)) * share + RETRIEVAL * float(tokens.level[w, 0])) / (1.0 + RETRIEVAL)
                 entry = Ranked(window, score, present, max(math.log(share), -CLIP) if share > 0 else -CLIP)
                 if window not in ranked[number] or entry.score > ranked[number][window].score:
                     ranked[number][window] = entry
@@ -273,7 +273,7 @@ class Searcher:
                     if high <= low:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
-                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid], (s, e), _coarse(a.ranked, low, high), float(cut))
+                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid, 0], (s, e), _coarse(a.ranked, low, high), float(cut))
                     candidate = self._candidate(low, high, features, window)
                     best[number, window] = max(best[number, window], candidate.confidence)
                     a.candidates.append(candidate)

@@ -24,7 +24,7 @@ def frame_similarity(programs: Programs, source: Source, questions: Sequence[Que
     from revision_jax.models import revision
 
     def level(state: dict, frame, tokens, vector):
-        return revision.similarity(programs.config, state["params"], frame, tokens, vector)[0]
+        return revision.similarity(programs.config, state["params"], frame, tokens, vector)[0][..., 0]
 
     out = np.zeros((len(questions), source.frames), np.float32)
     for first in range(0, source.frames, CHUNK):
@@ -32,7 +32,7 @@ def frame_similarity(programs: Programs, source: Source, questions: Sequence[Que
         _, arrays = source.read_frames(first, stop, programs.names)
         padded = {name: np.concatenate([x, np.zeros((CHUNK - len(x), *x.shape[1:]), x.dtype)]) for name, x in arrays.items()}
         for row, question in enumerate(questions):
-            # The leading axis of the vector stands for the frames.
-            made = programs._call("similarity", "", level, padded["frame"], padded.get("tokens"), question.vector[None])
+            # The whole question's vector alone; the leading axis stands for the frames.
+            made = programs._call("similarity", "", level, padded["frame"], padded.get("tokens"), question.vectors[None, :1])
             out[row, first:stop] = np.asarray(made)[: stop - first]
     return out

@@ -147,7 +147,7 @@ class Decoder(nn.Module):
             self.summary_kernel = None
 
     def _summary_init(self) -> dict:
-        shape = (self.config.signal.summary_size, self.config.width)
+        shape = (self.config.signal.top, self.config.width)
         # With init=0 the signal starts switched off altogether: a released checkpoint keeps its numbers.
         deviation = 0.1 * self.config.width**-0.5 * min(abs(self.config.signal.init), 1.0)
         return {"kernel": deviation * jax.random.normal(self.make_rng("lora"), shape)}

@@ -3,7 +3,7 @@
 State is a plain dict: `params` (vision, text, similarity, decoder), `adapter/<level>` and `lora/<level>`; the LoRA collection of a level also
 holds its search-signal parameters. A call of the decoder sees
 
-    [ before-text | visual tokens | after-text (the question) | answer ]
+    [ before-text | visual tokens | after-text (the question) | cues | answer ]
 
 and everything left of the question is the same for every question of one film (dense and patch levels).
 """
@@ -31,8 +31,10 @@ class Visual(NamedTuple):
 
     tokens: Float[Array, "B N H"]
     valid: Bool[Array, "B N"]
-    signal: Float[Array, "B N C"] | None  # bias channels, query-dependent; the tokens of dense and patch levels are not
-    summary: Float[Array, "B R"] | None
+    signal: Float[Array, "B N C"] | None = None  # bias channels, query-dependent; the tokens of dense and patch levels are not
+    summary: Float[Array, "B R"] | None = None
+    cues: Float[Array, "B T H"] | None = None  # tokens that stand behind the question, one for each slot
+    cues_valid: Bool[Array, "B T"] | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------------- state
@@ -56,7 +58,12 @@ def init_state(config: ExperimentConfig, key: Array) -> dict:
     state = {"params": params}
     for level in config.grounding.levels:
         state[f"adapter/{level.name}"] = _init_adapter(level, config, next(keys))
-        state[f"lora/{level.name}"] = init_lora(config.decoder, next(keys))
+        key = next(keys)
+        state[f"lora/{level.name}"] = init_lora(config.decoder, key)
+        signal = config.decoder.signal
+        if signal.enabled and signal.cues:
+            cues = search_signal.init_cues(signal, 1 + text.phrases, config.decoder.width, jax.random.fold_in(key, 1))
+            state[f"lora/{level.name}"]["cues"] = cues
     return state
 
 
@@ -130,8 +137,9 @@ def encode_images(config: ExperimentConfig, params: dict, images: Array, keep: f
 
 
 def encode_text(config: ExperimentConfig, params: dict, ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> dict[str, Array]:
-    """Queries to {"tokens": (B, S, D) after the final norm, unprojected; "vector": (B, E)}."""
-    return TextTower(config.text).apply({"params": params["text"]}, ids, mask)
+    """Queries to {"tokens": (B, S, D) after the final norm, unprojected; "vectors": (B, F, E)}: the whole query's vector and its phrases'."""
+    out = TextTower(config.text).apply({"params": params["text"]}, ids, mask)
+    return {"tokens": out["tokens"], "vectors": jnp.concatenate([out["vector"][:, None], out["phrases"]], 1)}
 
 
 def merged_grid(config: ExperimentConfig, tokens: int) -> tuple[int, int]:
@@ -142,10 +150,10 @@ def merged_grid(config: ExperimentConfig, tokens: int) -> tuple[int, int]:
     return 1, tokens
 
 
-def similarity(config: ExperimentConfig, params: dict, frame: Array, tokens: Array | None, vector: Array) -> tuple[Array, Array]:
-    """(level in [0, 1], place) of frames against query vectors; leading axes broadcast. See models/signal.py."""
+def similarity(config: ExperimentConfig, params: dict, frame: Array, tokens: Array | None, vectors: Array) -> tuple[Array, Array]:
+    """(level in [0, 1], place) of frames against F query vectors each; leading axes broadcast. See models/signal.py."""
     grid = merged_grid(config, tokens.shape[-2]) if tokens is not None else (1, 1)
-    return search_signal.similarity(params["similarity"], config.decoder.signal, frame, tokens, vector, grid)
+    return search_signal.similarity(params["similarity"], config.decoder.signal, frame, tokens, vectors, grid)
 
 
 # --------------------------------------------------------------------------------------------------------------------- visual tokens
@@ -165,11 +173,18 @@ def _numbered(config: ExperimentConfig, params: dict, tokens: Array, numbers: Ar
     return tokens
 
 
-def _signals(config: ExperimentConfig, level: Array | None, where: Array | None, valid: Array) -> tuple[Array | None, Array | None]:
+def _signals(
+    config: ExperimentConfig, state: dict, name: str, level: Array | None, where: Array | None, valid: Array, number_ids: Array
+) -> dict[str, Array]:
+    """The query-dependent fields of `Visual`, bias channels apart from the patch level's for each slot: {} where the signal is off."""
     signal = config.decoder.signal
     if not signal.enabled or level is None:
-        return None, None
-    return search_signal.channels(signal, level, valid), search_signal.summary(signal, level, where, valid)
+        return {}
+    fields = {"signal": search_signal.channels(signal, level[..., 0], valid), "summary": search_signal.summary(signal, level[..., 0], valid)}
+    if signal.cues:
+        cues = search_signal.cue_tokens(state[f"lora/{name}"]["cues"], search_signal.cue_features(signal, level, where, valid))
+        fields |= {"cues": _numbered(config, state["params"], cues, jnp.arange(level.shape[1]), number_ids), "cues_valid": valid}
+    return fields
 
 
 def dense_visual(
@@ -179,15 +194,15 @@ def dense_visual(
     frames: Float[Array, "B T E"],
     valid: Bool[Array, "B T"],
     number_ids: Int[Array, "M"],
-    level: Float[Array, "B T"] | None = None,
-    where: Float[Array, "B T 2"] | None = None,
+    level: Float[Array, "B T F"] | None = None,
+    where: Float[Array, "B T F 2"] | None = None,
 ) -> Visual:
-    """One token a frame. `level`, `where`: the frames' similarity to the query, or None to leave the search signal off."""
+    """One token a frame. `level`, `where`: the frames' similarity to the query's vectors, or None to leave the search signal off."""
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
     frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
     tokens = adapter.apply({"params": state[f"adapter/{name}"]}, frames)
     tokens = _numbered(config, state["params"], tokens, jnp.arange(frames.shape[1]), number_ids)
-    return Visual(tokens, valid, *_signals(config, level, where, valid))
+    return Visual(tokens, valid, **_signals(config, state, name, level, where, valid, number_ids))
 
 
 def sparse_tokens(
@@ -211,14 +226,15 @@ def sparse_tokens(
 def window_visual(
     config: ExperimentConfig,
     state: dict,
+    name: str,
     tokens: Float[Array, "B W H"],
     valid: Bool[Array, "B W"],
     number_ids: Int[Array, "M"],
-    level: Float[Array, "B W"] | None = None,
+    level: Float[Array, "B W F"] | None = None,
 ) -> Visual:
     """A group of sparse (or nested) tokens as the decoder sees it; `level`: each window's similarity (`signal.top_mean` of its frames')."""
     tokens = _numbered(config, state["params"], jnp.where(valid[..., None], tokens, 0.0), jnp.arange(tokens.shape[1]), number_ids)
-    return Visual(tokens, valid, *_signals(config, level, None, valid))
+    return Visual(tokens, valid, **_signals(config, state, name, level, None, valid, number_ids))
 
 
 def patch_visual(
@@ -229,7 +245,7 @@ def patch_visual(
     change: Float[Array, "B T N"],
     valid: Bool[Array, "B T"],
     number_ids: Int[Array, "M"],
-    vector: Float[Array, "B E"] | None = None,
+    vectors: Float[Array, "B F E"] | None = None,
 ) -> tuple[Visual, Int[Array, "B"]]:
     """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
     level_config, params = config.grounding.level(name), state["params"]
@@ -239,22 +255,34 @@ def patch_visual(
     adapter = make_adapter(level_config.adapter, config.decoder.width)
     visual = adapter.apply({"params": state[f"adapter/{name}"]}, packed)
     visual = _numbered(config, params, visual, frame_index, number_ids)
-    signal_config = config.decoder.signal
-    if not signal_config.enabled or vector is None:
-        return Visual(visual, kept_valid, None, None), dropped
+    if not config.decoder.signal.enabled or vectors is None:
+        return Visual(visual, kept_valid), dropped
     # A token carries its frame's channels (so that the frame where the match begins stands out), scaled by how well it matches beside
     # the frame's best token (so that among a frame's patches the subject's stand out).
-    logits = search_signal.token_logits(params["similarity"], tokens, vector[:, None])
+    logits = search_signal.token_logits(params["similarity"], tokens[:, :, None], vectors[:, None])
     level = jax.nn.sigmoid(search_signal.frame_logits(logits))
     where = search_signal.place(logits, merged_grid(config, tokens.shape[2]))
-    beside_best = jnp.exp(logits - jnp.max(logits, -1, keepdims=True))
+    fields = _signals(config, state, name, level, where, valid, number_ids)
+    whole = logits[:, :, 0]
+    beside_best = jnp.exp(whole - jnp.max(whole, -1, keepdims=True))
     own = jax.vmap(lambda x, t, n: x[t, n])(beside_best, frame_index, cell_index)
-    bias = jnp.take_along_axis(search_signal.channels(signal_config, level, valid), frame_index[..., None], 1) * own[..., None]
-    bias = jnp.where(kept_valid[..., None], bias, 0.0)
-    return Visual(visual, kept_valid, bias, search_signal.summary(signal_config, level, where, valid)), dropped
+    bias = jnp.take_along_axis(fields["signal"], frame_index[..., None], 1) * own[..., None]
+    return Visual(visual, kept_valid, **{**fields, "signal": jnp.where(kept_valid[..., None], bias, 0.0)}), dropped
 
 
 # --------------------------------------------------------------------------------------------------------------------------- answer
+
+
+def question(visual: Visual, after: Float[Array, "B S H"], mask: Bool[Array, "B S"]) -> tuple[Array, Array]:
+    """(embeds, valid) of all that stands between visual tokens and answer: the text behind them, and the cues."""
+    if visual.cues is None:
+        return after, mask
+    return jnp.concatenate([after, visual.cues.astype(after.dtype)], 1), jnp.concatenate([mask, visual.cues_valid], 1)
+
+
+def last_valid(valid: Bool[Array, "B S"]) -> Int[Array, "B"]:
+    """The last slot of each row that holds something; 0 where none does."""
+    return jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), 0), 1)
 
 
 def answer_logits(
@@ -271,22 +299,24 @@ def answer_logits(
 ) -> Float[Array, "B L V"]:
     """Teacher-forced logits for each answer token, float32: row i predicts answer_ids[:, i]. Only these rows meet the vocabulary.
 
-    `after` is padded on the right, so the answer's first token is predicted from the last valid row before it. `key` turns dropout on.
+    What stands before the answer may end in padding, so its first token is predicted from the last valid row before it. `key` turns dropout on.
     """
     decoder = Decoder(config.decoder)
     variables = {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
     embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)
     batch, n = visual.valid.shape
-    a, s, answer = before_ids.shape[0], after_ids.shape[1], answer_ids.shape[1]
+    a, answer = before_ids.shape[0], answer_ids.shape[1]
+    asked, asked_valid = question(visual, embed(after_ids), after_mask)
+    s = asked.shape[1]
     before = jnp.broadcast_to(embed(before_ids[None]), (batch, a, config.decoder.width)) if a else jnp.zeros((batch, 0, config.decoder.width))
-    embeds = jnp.concatenate([before, visual.tokens, embed(after_ids), embed(answer_ids)], 1)
-    valid = jnp.concatenate([jnp.ones((batch, a), bool), visual.valid, after_mask, jnp.ones((batch, answer), bool)], 1)
+    embeds = jnp.concatenate([before, visual.tokens, asked, embed(answer_ids)], 1)
+    valid = jnp.concatenate([jnp.ones((batch, a), bool), visual.valid, asked_valid, jnp.ones((batch, answer), bool)], 1)
     positions = jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
     text = a + n
     reads = jnp.broadcast_to(jnp.arange(embeds.shape[1]) >= text, valid.shape)
     bias = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (a, s + answer), (0, 0)))
     rngs = None if key is None else {"dropout": key}
-    last = text + jnp.sum(after_mask, 1) - 1
+    last = text + last_valid(asked_valid)
     rows = jnp.concatenate([last[:, None], jnp.broadcast_to(text + s + jnp.arange(answer - 1), (batch, answer - 1))], 1)
     hidden, _ = decoder.apply(
         variables, embeds, positions, valid, reads=reads, signal=bias, summary=visual.summary, rows=rows, deterministic=key is None, rngs=rngs

@@ -1,9 +1,9 @@
 """The search signal: how well each frame matches the query, as the decoder gets to see it.
 
-The dual encoder gives a similarity of every frame to the query for free. It enters the decoder in two ways that leave the shared prefix
-(everything before the question) untouched: as channels of an additive attention bias from the question's and answer's rows to the visual
-columns, and as a short summary added to those rows. See DESIGN "The search signal"; the channels `rise` and `fall` and the track are our
-addition: a span is told by its two edges, and a motion by where the match moves to, neither of which one frame's similarity shows.
+The dual encoder gives a similarity of every frame to the query for free, and where the text tower has phrases, to each thing that the query speaks of.
+It enters the decoder in three ways that leave the shared prefix (everything before the question) untouched: as channels of an additive attention bias
+from the question's and answer's rows to the visual columns; as a short summary added to those rows; and as cues, one more token for each slot behind the
+question. See DESIGN "The search signal"; the channels `rise` and `fall` and the cues are our addition (docs/architecture.md says why).
 """
 
 from __future__ import annotations
@@ -48,20 +48,22 @@ def similarity(
     config: SignalConfig,
     frame: Float[Array, "*#b E"],
     tokens: Float[Array, "*#b N E"] | None,
-    vector: Float[Array, "*#b E"],
+    vectors: Float[Array, "*#b F E"],
     grid: tuple[int, int],
-) -> tuple[Float[Array, "*b"], Float[Array, "*b 2"]]:
-    """(probability that the frame shows it, where). Leading axes broadcast. `late` compares every token, `pooled` the frame vector."""
+) -> tuple[Float[Array, "*b F"], Float[Array, "*b F 2"]]:
+    """For each of F query vectors (probability that the frame shows it, where). Leading axes broadcast. `late` compares every token, `pooled` the
+    frame vector."""
     if config.similarity == "late":
-        logits = token_logits(params, tokens, vector)
+        logits = token_logits(params, tokens[..., None, :, :], vectors)
         return jax.nn.sigmoid(frame_logits(logits)), place(logits, grid)
-    level = jax.nn.sigmoid(token_logits(params, frame[..., None, :], vector)[..., 0])
+    level = jax.nn.sigmoid(token_logits(params, frame[..., None, None, :], vectors)[..., 0])
     return level, jnp.full((*level.shape, 2), 0.5)
 
 
-def top_mean(level: Float[Array, "*b T"], mask: Bool[Array, "*b T"], top: int) -> Float[Array, "*b"]:
-    """Mean of the `top` highest levels: a window's similarity from its frames'. Fewer valid frames count as zeros."""
-    return jnp.mean(jax.lax.top_k(jnp.where(mask, level, 0.0), min(top, level.shape[-1]))[0], -1)
+def top_mean(level: Float[Array, "*b T F"], mask: Bool[Array, "*b T"], top: int) -> Float[Array, "*b F"]:
+    """Mean of the `top` highest levels of each query vector: a window's similarity from its frames'. Fewer valid frames count as zeros."""
+    level = jnp.moveaxis(jnp.where(mask[..., None], level, 0.0), -1, -2)
+    return jnp.mean(jax.lax.top_k(level, min(top, level.shape[-1]))[0], -1)
 
 
 def channels(config: SignalConfig, level: Float[Array, "*b T"], mask: Bool[Array, "*b T"]) -> Float[Array, "*b T C"]:
@@ -79,44 +81,66 @@ def channels(config: SignalConfig, level: Float[Array, "*b T"], mask: Bool[Array
     return jnp.where(mask[..., None], jnp.stack([made[name] for name in config.channels], -1), 0.0)
 
 
-def track(level: Float[Array, "*b T"], where: Float[Array, "*b T 2"], mask: Bool[Array, "*b T"]) -> Float[Array, "*b 6"]:
-    """How the best match moves: displacement (row, column), spread (row, column), its share of the slots, and its spread in time.
-
-    Weighted by the level over the run of slots around the peak, so that a second event in the window does not blur the first. The displacement is the
-    least-squares slope of place over time, times the run's length: +0.4 in column means it went right by 40 % of the frame's width.
-    """
-    level = jnp.where(mask, level.astype(jnp.float32), 0.0)
-    length = level.shape[-1]
-    # A run may flicker for a slot: a slot is in it if it or a neighbour is above a third of the peak.
-    padded = jnp.pad(level, [(0, 0)] * (level.ndim - 1) + [(1, 1)])
-    smooth = jnp.maximum(level, jnp.maximum(padded[..., :-2], padded[..., 2:]))
-    inside = smooth > jnp.max(level, -1, keepdims=True) / 3
-    run = jnp.cumsum(~inside, -1)
-    peak = jnp.argmax(level, -1)[..., None]
-    same = inside & (run == jnp.take_along_axis(run, peak, -1))
-    weight = jnp.where(same, jnp.square(level), 0.0)
-    weight = weight / (jnp.sum(weight, -1, keepdims=True) + 1e-6)
-    time = jnp.arange(length, dtype=jnp.float32) / length
-    mean_time = jnp.sum(weight * time, -1, keepdims=True)
-    offset = time - mean_time
-    variance = jnp.sum(weight * jnp.square(offset), -1)
-    where = where.astype(jnp.float32)
-    mean_where = jnp.sum(weight[..., None] * where, -2, keepdims=True)
-    shift = where - mean_where
-    slope = jnp.sum(weight[..., None] * offset[..., None] * shift, -2) / (variance[..., None] + 1e-6)
-    deviation = jnp.sqrt(variance + 1e-12)
-    displacement = slope * (deviation * 12**0.5)[..., None]
-    spread = jnp.sqrt(jnp.sum(weight[..., None] * jnp.square(shift), -2) + 1e-12)
-    share = jnp.sum(same, -1) / length
-    return jnp.concatenate([4 * displacement, 4 * spread, share[..., None], deviation[..., None]], -1)
-
-
-def summary(config: SignalConfig, level: Float[Array, "*b T"], where: Float[Array, "*b T 2"] | None, mask: Bool[Array, "*b T"]) -> Float[Array, "*b R"]:
-    """What the question's rows are told: the top similarities, and the track where the config asks for it (zeros where there is no place)."""
+def summary(config: SignalConfig, level: Float[Array, "*b T"], mask: Bool[Array, "*b T"]) -> Float[Array, "*b R"]:
+    """What the question's rows are told: the top similarities."""
     level = jnp.where(mask, level.astype(jnp.float32), 0.0)
     values = jax.lax.top_k(level, min(config.top, level.shape[-1]))[0]
-    values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, config.top - values.shape[-1])])
-    if not config.track:
-        return values
-    path = jnp.zeros((*values.shape[:-1], 6)) if where is None else track(level, where, mask)
-    return jnp.concatenate([values, path], -1)
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, config.top - values.shape[-1])])
+
+
+# --------------------------------------------------------------------------------------------------------------------------- cues
+
+
+def cue_size(config: SignalConfig, vectors: int) -> int:
+    """Features of a cue where the query has `vectors` vectors."""
+    return 4 * vectors + 2 * len(config.scales)
+
+
+def travel(level: Float[Array, "*b T"], where: Float[Array, "*b T 2"], reach: int) -> Float[Array, "*b T 2"]:
+    """How far a match moves around each slot, (rows, columns) in shares of the frame: the least-squares slope of its place over the slots at most `reach`
+    away, times how long it is seen there. +0.4 in column means that it went right by 40 % of the frame's width. Slots weigh as their level squared.
+    """
+    length = level.shape[-1]
+    slots = jnp.arange(length)
+    near = (jnp.abs(slots[:, None] - slots[None]) <= reach).astype(jnp.float32)
+    weight = jnp.square(level)[..., None]
+    time = slots[:, None] / length
+    around = lambda x: jnp.einsum("st,...tc->...sc", near, weight * x, precision="highest")
+    total = around(jnp.ones_like(time)) + 1e-6
+    mean_time, mean_where = around(time) / total, around(where) / total
+    variance = jnp.maximum(around(time * time) / total - jnp.square(mean_time), 0.0)
+    covariance = around(time * where) / total - mean_time * mean_where
+    return covariance / (variance + 1e-6) * jnp.sqrt(12.0 * variance + 1e-12)
+
+
+def cue_features(
+    config: SignalConfig, level: Float[Array, "*b T F"], where: Float[Array, "*b T F 2"] | None, mask: Bool[Array, "*b T"]
+) -> Float[Array, "*b T R"]:
+    """What a cue says of its slot, float32, zero where masked: of every query vector the similarity, a tenth of its log-odds, and the match's
+    place; and how far the first phrase's match (of a tower without phrases, the query's) travels, over `config.scales`. Windows of frames have no place.
+    """
+    level = jnp.where(mask[..., None], level.astype(jnp.float32), 0.0)
+    clipped = jnp.clip(level, 1e-5, 1 - 1e-5)
+    odds = (jnp.log(clipped) - jnp.log1p(-clipped)) / 10.0
+    where = jnp.full((*level.shape, 2), 0.5) if where is None else jnp.where(mask[..., None, None], where.astype(jnp.float32), 0.5)
+    subject = min(1, level.shape[-1] - 1)
+    seen = level[..., subject]
+    moves = [4.0 * seen[..., None] * travel(seen, where[..., subject, :], reach) for reach in config.scales]
+    place = (2.0 * level[..., None] * (where - 0.5)).reshape(*level.shape[:-1], -1)
+    return jnp.where(mask[..., None], jnp.concatenate([level, odds, place, *moves], -1), 0.0)
+
+
+def init_cues(config: SignalConfig, vectors: int, width: int, key: Array) -> dict:
+    """Weights of `cue_tokens`, float32: {"fc1": {"kernel" [R H], "bias"}, "fc2": {"kernel" [H H], "bias"}}."""
+    first, second = jax.random.split(key)
+    size = cue_size(config, vectors)
+    return {
+        "fc1": {"kernel": jax.random.normal(first, (size, width)) * size**-0.5, "bias": jnp.zeros(width)},
+        "fc2": {"kernel": jax.random.normal(second, (width, width)) * width**-1.0, "bias": jnp.zeros(width)},
+    }
+
+
+def cue_tokens(params: dict, features: Float[Array, "*b T R"]) -> Float[Array, "*b T H"]:
+    """A perceptron from what a cue says to the decoder's width."""
+    hidden = jax.nn.gelu(features @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+    return hidden @ params["fc2"]["kernel"] + params["fc2"]["bias"]

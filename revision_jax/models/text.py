@@ -15,7 +15,11 @@ from revision_jax.models.vision import Block
 
 
 class TextTower(nn.Module):
-    """Token ids to {"tokens": [B S D] after the last norm, "vector": [B E] projected}.
+    """Token ids to {"tokens": [B S D] after the last norm, "vector": [B E] projected, "phrases": [B F E]}.
+
+    `phrases` are F = `config.phrases` more vectors, each trained to stand for one thing that the query speaks of: of "a red ring passes behind a blue
+    square" the ring and the square, of "a red ring turns green" the red and the green ring. One vector can say that both are there; only two can say
+    which of them is.
 
     `mask` marks the real positions, which come first. What lies elsewhere (ids outside the vocabulary, too) changes nothing, and its tokens are
     zero. Pooling: "eos" reads the last real position, "mean" averages the real ones, "last" reads position S - 1: SigLIP is trained with its padding as
@@ -42,8 +46,13 @@ class TextTower(nn.Module):
             x = Block(config.heads, config.mlp, config.activation, config.norm_eps, name=f"blocks_{layer}")(x, columns)
         x = LayerNorm(config.norm_eps, name="post_norm")(x)
         tokens = jnp.where(mask[..., None], x, 0)
-        vector = LoraLinear(config.projection, use_bias=True, name="projection")(_pool(x, mask, config.pool))
-        return {"tokens": tokens, "vector": vector}
+        pooled = _pool(x, mask, config.pool)
+        vector = LoraLinear(config.projection, use_bias=True, name="projection")(pooled)
+        phrases = jnp.zeros((ids.shape[0], 0, config.projection), vector.dtype)
+        if config.phrases:
+            phrases = LoraLinear(config.phrases * config.projection, use_bias=True, name="phrase_projection")(pooled)
+            phrases = phrases.reshape(-1, config.phrases, config.projection)
+        return {"tokens": tokens, "vector": vector, "phrases": phrases}
 
 
 def _pool(x: Float[Array, "B S D"], mask: Bool[Array, "B S"], pool: str) -> Float[Array, "B D"]:

@@ -32,8 +32,8 @@ TABLE: dict[str, Names] = {
     "params/vision/pool/norm/scale|bias": ("norm",),
     "params/text/embedding": ("vocab", "embed"),
     "params/text/position": ("patch", "embed"),
-    "params/text/projection/kernel": ("embed", None),
-    "params/text/projection/bias": (None,),
+    "params/text/projection|phrase_projection/kernel": ("embed", None),
+    "params/text/projection|phrase_projection/bias": (None,),
     "params/vision|text/blocks_*/attention/q|k|v/kernel": ("embed", "heads"),
     "params/vision|text/blocks_*/attention/q|k|v/bias": ("heads",),
     "params/vision|text/blocks_*/attention/out/kernel": ("heads", "embed"),
@@ -71,6 +71,9 @@ TABLE: dict[str, Names] = {
     "lora/*/layers/mlp/down/b": ("layers", "rank", "embed"),
     "lora/*/layers/signal_scale": ("layers", None, None),  # a scale per layer, head and channel: a few numbers
     "lora/*/summary_projection/kernel": (None, "embed"),
+    "lora/*/cues/fc1/kernel": (None, "embed"),
+    "lora/*/cues/fc2/kernel": ("embed", None),
+    "lora/*/cues/fc1|fc2/bias": ("norm",),
     # adapters
     "adapter/*/mm_projector/weight": (None, "embed"),
     "adapter/*/mm_projector/bias": ("norm",),

@@ -18,6 +18,7 @@ from revision_jax.models import revision
 from revision_jax.models import signal as search_signal
 
 Metrics = dict[str, Array]
+PHRASE = 0.5  # weight of each phrase's contrastive loss beside the whole caption's
 
 
 def stage_loss(config: ExperimentConfig, stage: StageConfig, constants: dict) -> Callable[[dict, dict, Array], tuple[Array, Metrics]]:
@@ -36,21 +37,26 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
     """Sigmoid loss over all (image, caption) pairs, as SigLIP's, with exact labels.
 
     batch: images uint8 (B, h, w, 3); caption_ids / caption_mask (B, C, S), each image's captions, half of which hold and half are hard negatives;
-    labels (B, B C): does image b show what caption j says? tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image, and
-    tag_labels (B, A). Own captions, tags and other images' captions make about a third of the loss each.
+    labels (B, B C): does image b show what caption j says? phrase_labels (B, F, B C): does it show the f-th thing that it speaks of? tag_ids /
+    tag_mask (B, A, S), captions of one attribute, the same for every image, and tag_labels (B, A).
+    Own captions, tags and other images' captions make about a third of the loss each.
     keep: share of each image's blocks of patches that are encoded, those with the most contrast (see `revision.encode_images`).
     """
     params, labels = state["params"], batch["labels"]
     images, captions = labels.shape
     features = revision.encode_images(config, params, batch["images"], keep)
     ids, mask = (jnp.concatenate([batch[f"caption_{name}"].reshape(captions, -1), batch[f"tag_{name}"][0]]) for name in ("ids", "mask"))
-    logits = pair_logits(config, params, features, revision.encode_text(config, params, ids, mask)["vector"])
+    vectors = revision.encode_text(config, params, ids, mask)["vectors"]
+    logits = pair_logits(config, params, features, vectors[:, 0])
     logits, tag_logits = logits[:, :captions], logits[:, captions:]
     own = (jnp.arange(captions) // (captions // images))[None] == jnp.arange(images)[:, None]
-    losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
-    own_loss = jnp.sum(losses * own) / jnp.sum(own)
-    # The others are many, but told apart at a glance.
-    other_loss = 8.0 * jnp.sum(losses * ~own) / jnp.sum(~own)
+
+    def pair_loss(logits: Array, labels: Array) -> tuple[Array, Array]:
+        losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
+        # The others are many, but told apart at a glance.
+        return jnp.sum(losses * own) / jnp.sum(own), 8.0 * jnp.sum(losses * ~own) / jnp.sum(~own)
+
+    own_loss, other_loss = pair_loss(logits, labels)
     tag_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(tag_logits, batch["tag_labels"].astype(jnp.float32)))
     hit = (logits > 0) == labels
     metrics = {
@@ -63,7 +69,12 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         "tag_loss": tag_loss,
         "scale": jnp.exp(params["similarity"]["scale"]),
     }
-    return own_loss + other_loss + tag_loss, metrics
+    loss = own_loss + other_loss + tag_loss
+    for number in range(config.text.phrases):
+        said, shown = pair_logits(config, params, features, vectors[:captions, 1 + number]), batch["phrase_labels"][:, number]
+        loss = loss + PHRASE * sum(pair_loss(said, shown))
+        metrics[f"phrase_accuracy_{number}"] = jnp.sum(((said > 0) == shown) * own) / jnp.sum(own)
+    return loss, metrics
 
 
 def pair_logits(config: ExperimentConfig, params: dict, features: dict, vector: Float[Array, "C E"]) -> Float[Array, "B C"]:
@@ -87,7 +98,7 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     state = _encoders_frozen(state)
     features = revision.encode_images(config, state["params"], batch["images"])
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    vector = revision.encode_text(config, state["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vector"]
+    vectors = revision.encode_text(config, state["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vectors"]
 
     levels = {level.kind: level for level in config.grounding.levels if not level.baseline}
     tokens = jnp.asarray(features["tokens"])[:, None]
@@ -102,15 +113,16 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     )
     caption_loss, caption_accuracy = answer_loss(caption_logits, batch["full_ids"], batch["full_mask"], jnp.ones(tokens.shape[0]))
 
-    unit = search_signal.unit(vector)
+    unit = search_signal.unit(vectors[:, 0])
     slots, query = batch["point_slots"], unit[batch["point_query"]]
     noise, blank = jax.random.split(key)
     shown = jnp.where(slots[..., None] >= 0, unit[slots], 0.0) + 0.05 * jax.random.normal(noise, (*slots.shape, unit.shape[-1]))
     level = jax.nn.sigmoid(12.0 * jnp.einsum("rte,re->rt", shown, query) - 9.0)
     level = jnp.clip(level + 0.05 * jax.random.normal(blank, level.shape), 0.0, 1.0)
     visual = revision.dense_visual(
-        config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"], level, jnp.full((*slots.shape, 2), 0.5)
-    )
+        config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"],
+        jnp.repeat(level[..., None], vectors.shape[1], -1), jnp.full((*slots.shape, vectors.shape[1], 2), 0.5),
+    )  # fmt: skip
     point_logits = revision.answer_logits(
         config, state, levels["dense"].name, visual, constants["before_ids"], batch["point_after_ids"], batch["point_after_mask"], batch["point_answer_ids"]
     )
@@ -154,14 +166,13 @@ def level_visual(
     """The visual tokens of a batch, by the level's kind."""
     level, params = config.grounding.level(name), state["params"]
     if level.kind == "patch":
-        return revision.patch_visual(config, state, name, batch["tokens"], batch["change"], batch["frame_mask"], number_ids, text["vector"])[0]
+        return revision.patch_visual(config, state, name, batch["tokens"], batch["change"], batch["frame_mask"], number_ids, text["vectors"])[0]
     if level.kind == "dense":
-        vector = text["vector"][:, None]
-        seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], vector)
+        seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vectors"][:, None])
         return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, seen, where)
     sparse = config.grounding.below(name) if level.kind == "nested" else level
     windows = batch["window_mask"].shape[1]
-    seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vector"][:, None, None])
+    seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vectors"][:, None, None])
     window_level = search_signal.top_mean(seen, batch["frame_mask"], config.decoder.signal.top)
     flat = lambda x: x.reshape(-1, *x.shape[2:])
     spread = lambda x, times: jnp.repeat(x, times, 0)
@@ -178,7 +189,7 @@ def level_visual(
             config, state, name, flat(split(jax.lax.stop_gradient(summary))), flat(inside), spread(text["tokens"], runs), spread(query_mask, runs)
         )
         window_level, valid = search_signal.top_mean(split(window_level), inside, 1), jnp.any(inside, -1)
-    return revision.window_visual(config, state, tokens.reshape(*valid.shape, -1), valid, number_ids, window_level)
+    return revision.window_visual(config, state, name, tokens.reshape(*valid.shape, -1), valid, number_ids, window_level)
 
 
 def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Array, Array]:

@@ -298,7 +298,7 @@ def test_what_cannot_be_served_is_told(config, corpus, tokenizer):
 
 
 def test_frame_vectors_alone_where_the_config_compares_those(config, corpus, tokenizer):
-    pooled = override(config, ["decoder.signal.similarity=pooled", "decoder.signal.track=false"])
+    pooled = override(config, ["decoder.signal.similarity=pooled"])
     assert make(pooled, corpus, tokenizer).example(0)["tokens"].shape == (120, 0, E)
     assert make(pooled, corpus, tokenizer, "2").example(0)["tokens"].shape == (20, 30, 0, E)
 

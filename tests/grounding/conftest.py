@@ -43,12 +43,12 @@ def small_config(**grounding) -> ExperimentConfig:
     return ExperimentConfig(
         name="small",
         vision=VisionConfig(width=16, layers=1, heads=2, mlp=32, patch=8, grids=((4, 4),), merge=2, projection=WIDTH),
-        text=TextConfig(vocab=320, width=WIDTH, layers=1, heads=2, mlp=32, max_len=16, projection=WIDTH, activation="gelu_tanh"),
+        text=TextConfig(vocab=320, width=WIDTH, layers=1, heads=2, mlp=32, max_len=16, projection=WIDTH, activation="gelu_tanh", phrases=2),
         pruner=PrunerConfig(threshold=0.5, budgets=(16,)),
         decoder=DecoderConfig(
             vocab=320, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=64, qkv_bias=True, tie_embeddings=True,
             lora=LoraConfig(rank=4, alpha=8.0, dropout=0.0),
-            signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0), time="token",
+            signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), cues=True, init=1.0), time="token",
         ),
         grounding=GroundingConfig(**({"levels": levels, "rate": 1.0, "query_len": 16, "prompt_len": 20, "answer_len": 8} | grounding)),
     )

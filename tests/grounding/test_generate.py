@@ -27,7 +27,7 @@ def groups(programs: Programs, seed: int) -> list:
     """Window tokens of four groups, of 12, 7, 1 and 12 windows, each for its question."""
     rng = np.random.default_rng(seed)
     width = programs.config.decoder.width
-    tokens = [WindowTokens(rng.normal(size=(n, width)).astype(np.float32), np.zeros((n, WIDTH), np.float32), rng.random(n).astype(np.float32)) for n in COUNTS]
+    tokens = [WindowTokens(rng.normal(size=(n, width)).astype(np.float32), np.zeros((n, WIDTH), np.float32), rng.random((n, 3)).astype(np.float32)) for n in COUNTS]
     return list(zip(tokens, [programs.question(text) for text in ("a red ring", "a blue square", "a red ring", "small circles")], strict=True))
 
 
@@ -45,7 +45,7 @@ def forced(config, tokenizer, programs):
 
     @jax.jit
     def run(state, token, seen, valid, after_ids, after_mask):
-        visual = revision.window_visual(config, state, token, valid, jnp.asarray(programs._numbers), seen)
+        visual = revision.window_visual(config, state, "sparse", token, valid, jnp.asarray(programs._numbers), seen)
         spread = lambda x: jnp.broadcast_to(x, (len(ids), *x.shape[1:]))
         visual = jax.tree.map(spread, visual)
         before = jnp.asarray(programs._before["sparse"])
@@ -53,7 +53,7 @@ def forced(config, tokenizer, programs):
 
     def logits(tokens: WindowTokens, question) -> np.ndarray:
         n = len(tokens.level)
-        token, seen = np.zeros((1, level.tokens, tokens.token.shape[1]), np.float32), np.zeros((1, level.tokens), np.float32)
+        token, seen = (np.zeros((1, level.tokens, x.shape[1]), np.float32) for x in (tokens.token, tokens.level))
         token[0, :n], seen[0, :n] = tokens.token, tokens.level
         after_ids, after_mask = question.after["sparse"]
         return np.asarray(run(programs.state, token, seen, (np.arange(level.tokens) < n)[None], after_ids[None], after_mask[None]), np.float64)
@@ -121,7 +121,7 @@ def test_free_decoding_is_greedy_by_teacher_forcing_and_sampling_stays_in_the_nu
 
     @jax.jit
     def run(state, token, seen):
-        visual = revision.window_visual(config, state, token, jnp.ones(seen.shape, bool), jnp.asarray(programs._numbers), seen)
+        visual = revision.window_visual(config, state, "sparse", token, jnp.ones(seen.shape[:2], bool), jnp.asarray(programs._numbers), seen)
         cache = generate.prefix(config, state, "sparse", programs._before["sparse"], visual)
         asked = generate.ask(config, state, "sparse", cache, visual, *after, steps)
         greedy = generate.free(config, state, "sparse", asked, steps, tokenizer.eos, tokenizer.pad)

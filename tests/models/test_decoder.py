@@ -30,7 +30,7 @@ from tests.golden.make_decoder import CONFIGS, LIVE, reference
 from tests.models.torch_decoder_weights import decoder_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SIGNAL = SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), track=True, init=1.0)
+SIGNAL = SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), init=1.0)
 CONFIG = DecoderConfig(
     vocab=40, width=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=32, norm_eps=1e-6, qkv_bias=True, tie_embeddings=True,
     lora=LoraConfig(rank=4, alpha=8.0, dropout=0.0), signal=SIGNAL,
@@ -64,7 +64,7 @@ def inputs() -> dict:
         "valid": jnp.asarray(valid),
         "reads": jnp.asarray(reads),
         "signal": jax.random.uniform(keys[1], (BATCH, LENGTH, 4)) * visual[..., None],
-        "summary": jax.random.uniform(keys[2], (BATCH, SIGNAL.summary_size)),
+        "summary": jax.random.uniform(keys[2], (BATCH, SIGNAL.top)),
     }
 
 

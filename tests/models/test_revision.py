@@ -53,7 +53,8 @@ def test_encoding_half_of_an_image_is_encoding_it_with_the_other_half_masked():
 
 
 def dense(frames, valid, level=None):
-    where = None if level is None else jnp.full((*level.shape, 2), 0.5)
+    level = None if level is None else jnp.repeat(level[..., None], 3, -1)  # the whole query and two phrases
+    where = None if level is None else jnp.where(valid[..., None, None], jax.random.uniform(jax.random.key(1), (*level.shape, 2)), jnp.nan)
     return revision.dense_visual(CONFIG, state(), "dense", frames, valid, NUMBERS, level, where)
 
 
@@ -97,6 +98,19 @@ def test_the_search_signal_reaches_the_answer_but_not_the_prefix():
     assert float(jnp.abs(logits(low) - logits(high)).max()) > 1e-4
 
 
+def test_a_cue_for_each_slot_stands_behind_the_question():
+    frames, valid = random(1, 12, tiny.WIDTH), jnp.arange(12)[None] < 9
+    visual = dense(frames, valid, jax.random.uniform(jax.random.key(5), (1, 12)))
+    assert visual.cues.shape == (1, 12, 24) and visual.cues_valid.tolist() == valid.tolist()
+    # Numbered as the slots are: the same features at other slots make other cues.
+    flat = dense(frames, valid, jnp.full((1, 12), 0.5))._replace(cues_valid=valid)
+    assert float(jnp.abs(flat.cues[0, 4] - flat.cues[0, 5]).max()) > 1e-3
+    clean = logits(visual)
+    np.testing.assert_array_equal(clean, logits(visual._replace(cues=jnp.where(valid[..., None], visual.cues, jnp.nan))))
+    assert float(jnp.abs(clean - logits(visual._replace(cues=visual.cues[:, ::-1]))).max()) > 1e-4
+    assert float(jnp.abs(clean - logits(visual._replace(cues=None))).max()) > 1e-4
+
+
 def test_sparse_tokens_ignore_padded_frames_and_words():
     frames, query = random(3, 4, tiny.WIDTH), random(3, 5, tiny.WIDTH, seed=1)
     valid, words = jnp.broadcast_to(jnp.arange(4) < 3, (3, 4)), jnp.broadcast_to(jnp.arange(5) < 4, (3, 5))
@@ -113,7 +127,7 @@ def test_patches_that_did_not_change_are_not_shown(moved):
     tokens = random(1, 8, 4, tiny.WIDTH)
     change = jnp.zeros((1, 8, 4)).at[0, 5, :moved].set(50.0)
     valid = jnp.ones((1, 8), bool)
-    visual, dropped = revision.patch_visual(CONFIG, state(), "patch", tokens, change, valid, NUMBERS, random(1, tiny.WIDTH))
+    visual, dropped = revision.patch_visual(CONFIG, state(), "patch", tokens, change, valid, NUMBERS, random(1, 3, tiny.WIDTH))
     assert int(visual.valid.sum()) == 4 + moved + 6  # the first frame whole, what changed, one token of each other frame
     assert int(dropped[0]) == 0
     other = jnp.where(change[..., None] > 0, tokens, tokens * 1.0).at[0, 6, 3].set(1e4)  # a patch that was pruned

@@ -40,7 +40,7 @@ def test_siglip_equals_transformers(source, garbage):
 @pytest.mark.parametrize("pool", ["eos", "mean", "last"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_pads_change_nothing(pool, causal):
-    config = TextConfig(**{**BASE, "layers": 1}, projection=12, causal=causal, pool=pool)
+    config = TextConfig(**{**BASE, "layers": 1}, projection=12, causal=causal, pool=pool, phrases=2)
     apply, init = jitted(TextTower(config))
     mask = jnp.asarray(np.arange(9) < np.array([[4], [9], [1]]))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, 9)))
@@ -49,6 +49,8 @@ def test_pads_change_nothing(pool, causal):
     changed = apply(variables, jnp.where(mask, ids, 99_999), mask)
     np.testing.assert_array_equal(changed["vector"], reference["vector"])
     np.testing.assert_array_equal(changed["tokens"], reference["tokens"])
+    np.testing.assert_array_equal(changed["phrases"], reference["phrases"])
+    assert reference["phrases"].shape == (3, 2, 12)
     assert (np.asarray(reference["tokens"])[~np.asarray(mask)] == 0).all()
     other = apply(variables, ids.at[:, 0].set((ids[:, 0] + 1) % 40), mask)
     assert (np.abs(other["vector"] - reference["vector"]).max(-1) > 1e-5).all()

@@ -33,6 +33,7 @@ def pictures(seed=0, batch=3, captions=2, tags=4):
     return {
         "images": jnp.asarray(rng.integers(0, 255, (batch, 16, 16, 3)), jnp.uint8),
         "caption_ids": caption_ids, "caption_mask": caption_mask, "labels": jnp.asarray(rng.random((batch, batch * captions)) < 0.4),
+        "phrase_labels": jnp.asarray(rng.random((batch, 2, batch * captions)) < 0.4),
         "tag_ids": jnp.repeat(tag_ids, batch, 0), "tag_mask": jnp.repeat(tag_mask, batch, 0), "tag_labels": jnp.asarray(rng.random((batch, tags)) < 0.4),
     }  # fmt: skip
 
@@ -43,18 +44,21 @@ def test_the_contrastive_loss_is_its_formula():
     tokens = np.asarray(revision.encode_images(CONFIG, params, batch["images"])["tokens"], np.float64)
     scale, bias = float(jnp.exp(params["similarity"]["scale"])), float(params["similarity"]["bias"])
 
-    def logits(ids):
-        vector = np.asarray(revision.encode_text(CONFIG, params, ids, jnp.ones(ids.shape, bool))["vector"], np.float64)
+    def logits(ids, which=0):
+        vector = np.asarray(revision.encode_text(CONFIG, params, ids, jnp.ones(ids.shape, bool))["vectors"][:, which], np.float64)
         cosine = np.einsum("bne,ce->bcn", tokens, vector) / np.linalg.norm(tokens, axis=-1)[:, None] / np.linalg.norm(vector, axis=-1)[None, :, None]
         return np.log(np.exp(scale * cosine + bias).sum(-1))
 
     def cross_entropy(z, y):
         return np.log1p(np.exp(np.where(y, -z, z)))
 
-    pairs = cross_entropy(logits(batch["caption_ids"].reshape(6, 6)), np.asarray(batch["labels"]))
+    captions = batch["caption_ids"].reshape(6, 6)
+    pairs = cross_entropy(logits(captions), np.asarray(batch["labels"]))
     own = np.arange(6)[None] // 2 == np.arange(3)[:, None]
     tags = cross_entropy(logits(batch["tag_ids"][0]), np.asarray(batch["tag_labels"])).mean()
-    assert float(loss) == pytest.approx(pairs[own].mean() + 8 * pairs[~own].mean() + tags, rel=1e-4)
+    phrases = [cross_entropy(logits(captions, 1 + f), np.asarray(batch["phrase_labels"][:, f])) for f in range(2)]
+    expected = pairs[own].mean() + 8 * pairs[~own].mean() + tags + 0.5 * sum(p[own].mean() + 8 * p[~own].mean() for p in phrases)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert float(metrics["own_loss"]) == pytest.approx(pairs[own].mean(), rel=1e-4)
 
 
@@ -107,7 +111,7 @@ def test_grounding_trains_lora_and_adapter_and_leaves_the_encoders_alone(kind):
     for name in size:
         if name.startswith(("params/vision", "params/text", "params/similarity", "params/projection")):
             assert size[name] == 0, name
-    assert size[f"lora/{kind}/layers/attention/q/b"] > 0 and size[f"lora/{kind}/layers/signal_scale"] > 0
+    assert size[f"lora/{kind}/layers/attention/q/b"] > 0 and size[f"lora/{kind}/cues/fc1/kernel"] > 0 and size[f"lora/{kind}/layers/signal_scale"] > 0
     assert all(value == 0 for name, value in size.items() if name.startswith(("lora/", "adapter/")) and name.split("/")[1] != kind)
 
 

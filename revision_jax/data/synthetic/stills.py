@@ -183,8 +183,8 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
     seed: any whole number; pictures of different seeds are independent. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
-    j says, as far as a single picture can tell), "full_captions": list of B str, such as "a small red ring and a large blue striped star .",
-    "tags", "tag_labels": bool [B A] as `single_words`}.
+    j says, as far as a single picture can tell), "phrase_labels": bool [B 2 B*C] as `judge_phrases`, "full_captions": list of B str, such as
+    "a small red ring and a large blue striped star .", "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
     for number in range(batch):
@@ -198,7 +198,8 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
         full.append(caption(drawn, dice))
     tags, tag_labels = single_words(scenes, Dice("tags", seed))
     return {
-        "images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "full_captions": full, "tags": tags, "tag_labels": tag_labels,
+        "images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "phrase_labels": judge_phrases(scenes, queries).swapaxes(0, 1),
+        "full_captions": full, "tags": tags, "tag_labels": tag_labels,
     }  # fmt: skip
 
 
@@ -243,3 +244,17 @@ def judge(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndar
     lower_asked = _look_codes([query.look if query.relation == "behind" else query.other for query in queries])
     together = fits(upper_asked, above[:, None]) & fits(lower_asked, below[:, None])
     return np.where(np.array([query.relation is not None for query in queries]), together, alone)
+
+
+def judge_phrases(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndarray, "2 B Q"]:
+    """Whether every picture shows the first thing that every question speaks of, and the second: the subject before and after its change, the subject
+    and the other of a relation; of other questions both are the subject."""
+    slots = max(1, max(len(drawn) for drawn in scenes))
+    subjects = _look_codes([drawn[i].subject if i < len(drawn) else None for drawn in scenes for i in range(slots)]).reshape(len(scenes), slots, 1, 4)
+
+    def seen(looks: list[Look]) -> np.ndarray:
+        asked = _look_codes(looks)
+        return ((asked == -1) | (asked == subjects)).all(-1).any(1)
+
+    second = [query.other or (replace(query.look, colour=query.to_colour) if query.to_colour else query.look) for query in queries]
+    return np.stack([seen([query.look for query in queries]), seen(second)])

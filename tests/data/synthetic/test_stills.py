@@ -1,10 +1,12 @@
 """Stills: deterministic, clean of held-out pairs, and every label exact."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from revision_jax.data.synthetic.stills import judge, still, still_batch, still_queries
-from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, shows
+from revision_jax.data.synthetic.stills import judge, judge_phrases, still, still_batch, still_queries
+from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Query, shows
 
 
 def test_still_is_a_function_of_its_seed():
@@ -37,10 +39,26 @@ def test_labels_are_the_predicate_for_every_pair_and_half_of_the_own_captions_ho
     assert expected[:, [query.form == "relation" for query in queries]].any()
 
 
+def test_phrase_labels_are_the_predicate_of_each_thing_that_a_question_speaks_of():
+    scenes = [still(seed)[1] for seed in range(40)]
+    queries = [query for number, scene in enumerate(scenes) for query in still_queries(scene, 6, Dice("test", number))]
+
+    def second(query):
+        if query.to_colour:
+            return replace(query.look, colour=query.to_colour)
+        return query.other or query.look
+
+    expected = [[[shows(Query(look(query)), scene) for query in queries] for scene in scenes] for look in (lambda query: query.look, second)]
+    assert np.array_equal(judge_phrases(scenes, queries), np.array(expected))
+    both = judge_phrases(scenes, queries).all(0)
+    assert (both | ~judge(scenes, queries) | np.array([query.form == "change" for query in queries])).all()  # a change holds before or after it
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_still_batch(seed):
     batch = still_batch(seed, 7, 3)
     assert batch["images"].shape == (7, FRAME, FRAME, 3) and batch["labels"].shape == (7, 21) and batch["labels"].dtype == bool
+    assert batch["phrase_labels"].shape == (7, 2, 21)
     assert len(batch["captions"]) == 21 and len(batch["full_captions"]) == 7
     again = still_batch(seed, 7, 3)
     assert np.array_equal(batch["images"], again["images"]) and batch["captions"] == again["captions"] and np.array_equal(batch["labels"], again["labels"])
