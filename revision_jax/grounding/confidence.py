@@ -26,6 +26,8 @@ FEATURES = (
     "coarse_score",  # log of the share of answers that named this window there, 0 without
     "inside_mean",  # similarity of the frames inside the span to the query, 0 to 1
     "inside_max",
+    "phrase_mean",  # the same mean of the query's phrase that matches least, of a tower without phrases the query's own
+    "phrase_max",  # the same phrase-wise of the best frame: is each thing that the query speaks of seen at all?
     "margin",  # inside_mean less the mean just outside
     "log_duration",
     "edge",  # 1 where the span touches an end of its window that is not an end of the film

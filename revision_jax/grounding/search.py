@@ -206,7 +206,7 @@ class Searcher:
                 named[s : e + 1] += math.exp(float(decoded.score[row, j]))
                 if last:  # a hierarchy that ends with windows answers in windows
                     seconds = places.windows_seconds(members, s, e)
-                    features = self._features(decoded, row, j, seconds, tokens.level[:, 0], (s, e), (0.0, 0.0), 0.0)
+                    features = self._features(decoded, row, j, seconds, tokens.level, (s, e), (0.0, 0.0), 0.0)
                     asked[number].candidates.append(self._candidate(*seconds, features, None))
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
@@ -273,7 +273,7 @@ class Searcher:
                     if high <= low:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
-                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid, 0], (s, e), _coarse(a.ranked, low, high), float(cut))
+                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid], (s, e), _coarse(a.ranked, low, high), float(cut))
                     candidate = self._candidate(low, high, features, window)
                     best[number, window] = max(best[number, window], candidate.confidence)
                     a.candidates.append(candidate)
@@ -360,8 +360,9 @@ class Searcher:
     def _features(
         self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, span: tuple[int, int], coarse: tuple[float, float], edge: float
     ) -> dict[str, float]:
-        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window [T]."""
+        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]."""
         entropy, length = decoded.entropy[row, j][None], decoded.length[row, j][None]
+        things, seen = seen[span[0] : span[1] + 1, min(1, seen.shape[1] - 1) :], seen[:, 0]
         inside = seen[span[0] : span[1] + 1]
         beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
         return {
@@ -374,6 +375,8 @@ class Searcher:
             "coarse_score": coarse[1],
             "inside_mean": float(inside.mean()),
             "inside_max": float(inside.max()),
+            "phrase_mean": float(things.mean(0).min()),
+            "phrase_max": float(things.max(0).min()),
             "margin": float(inside.mean() - beside.mean()) if len(beside) else 0.0,
             "log_duration": math.log(max(seconds[1] - seconds[0], 1e-3)),
             "edge": edge,
