@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", help="a preset of configs/ (tiny) or a Python file with get_config()")
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="checkpoints, metrics and rendered data (default outputs/<config's name>)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the trained checkpoint is exported (default WORKDIR/checkpoint)")
+    parser.add_argument("--init", metavar="DIR", type=Path, help="begin with the weights and tokenizer of this exported checkpoint instead of random ones")
     parser.add_argument("--stages", metavar="A,B", help="only these stages (default: all)")
     parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.seed=3 or train.stages.1a.steps=100")
     return parser.parse_intermixed_args(arguments)
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from revision_jax.training.loop import run as train
     from revision_jax.training.task import make_task
 
-    result = train(config, workdir, make_task(config, workdir, report=_report), stages=stages)
+    result = train(config, workdir, make_task(config, workdir, report=_report, begin=options.init), stages=stages)
     if result.stopped:
         return 130 if result.stopped == signal.SIGINT else 143
     out = export(result.state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from revision_jax import checkpoint, paths
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data import prompts
 from revision_jax.data.corpus import Corpus
@@ -16,7 +18,8 @@ from revision_jax.data.pipeline import Examples
 from revision_jax.data.pretraining import PretrainSource
 from revision_jax.data.synthetic.language import vocabulary_sentences
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
-from revision_jax.models.revision import init_state
+from revision_jax.errors import UserError
+from revision_jax.models.revision import abstract_state, init_state
 from revision_jax.training.corpus import Report, prepare
 from revision_jax.training.loop import Task
 from revision_jax.training.losses import stage_loss
@@ -61,8 +64,39 @@ def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dic
     }
 
 
-def make_task(config: ExperimentConfig, workdir: str | Path, report: Report | None = None) -> Task:
-    """Everything the loop needs to run `config.train.stages`. The corpus is prepared when the first stage that reads features begins."""
+def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path) -> Callable[[Mapping], dict]:
+    """`Task.load_state` that starts from the weights of an exported checkpoint: what it does not have is freshly initialised.
+
+    The checkpoint's tokenizer becomes the work directory's. Raises UserError for tensors of another shape, all of them listed, for a checkpoint that has
+    nothing in common with the config, and for a work directory that has another tokenizer.
+    """
+    shipped = checkpoint.load(directory, dtype="float32")
+    found, wanted = paths.flatten(shipped.state), {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items()}
+    common = {name: value for name, value in found.items() if name in wanted}
+    wrong = checkpoint.mismatches({name: value.shape for name, value in common.items()}, {name: wanted[name] for name in common})
+    if wrong or not common:
+        raise UserError(f"{directory}: {'; '.join(wrong) or 'no tensor of it is part of the model'}; begin from a checkpoint of this config")
+    file = Path(workdir) / "tokenizer.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped.tokenizer, file)
+    elif file.read_bytes() != shipped.tokenizer.read_bytes():
+        raise UserError(f"{file}: is not the tokenizer of {directory}; use another work directory")
+
+    def load_state(shardings: Mapping) -> dict:
+        fresh = jax.jit(lambda: init_state(config, jax.random.key(config.train.seed)), out_shardings=shardings)()
+        placed = {name: jax.device_put(common[name], leaf.sharding) if name in common else leaf for name, leaf in paths.flatten(fresh).items()}
+        return paths.unflatten(placed)
+
+    return load_state
+
+
+def make_task(config: ExperimentConfig, workdir: str | Path, report: Report | None = None, begin: str | Path | None = None) -> Task:
+    """Everything the loop needs to run `config.train.stages`. The corpus is prepared when the first stage that reads features begins.
+
+    begin: an exported checkpoint whose weights the run begins with.
+    """
+    load_state = None if begin is None else begin_from(config, begin, workdir)
     tokenizer = make_tokenizer(config, workdir)
     if tokenizer.vocab_size > config.decoder.vocab or tokenizer.vocab_size > config.text.vocab:
         raise ConfigError(f"decoder.vocab: {config.decoder.vocab} (text: {config.text.vocab}) is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
@@ -82,4 +116,4 @@ def make_task(config: ExperimentConfig, workdir: str | Path, report: Report | No
         return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense))
 
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
-    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage)
+    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state)

@@ -27,7 +27,8 @@ def groups(programs: Programs, seed: int) -> list:
     """Window tokens of four groups, of 12, 7, 1 and 12 windows, each for its question."""
     rng = np.random.default_rng(seed)
     width = programs.config.decoder.width
-    tokens = [WindowTokens(rng.normal(size=(n, width)).astype(np.float32), np.zeros((n, WIDTH), np.float32), rng.random((n, 3)).astype(np.float32)) for n in COUNTS]
+    made = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    tokens = [WindowTokens(made(n, width), np.zeros((n, WIDTH), np.float32), rng.random((n, 3)).astype(np.float32)) for n in COUNTS]
     return list(zip(tokens, [programs.question(text) for text in ("a red ring", "a blue square", "a red ring", "small circles")], strict=True))
 
 
