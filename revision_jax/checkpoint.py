@@ -16,22 +16,29 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from revision_jax import paths
 from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.convert.source import Source, open_source
 from revision_jax.errors import UserError
+from revision_jax.files import new_folder
+
+if TYPE_CHECKING:
+    import jax
 
 WEIGHTS, CONFIG, TOKENIZER, CALIBRATION = "model.safetensors", "config.json", "tokenizer.json", "calibration.json"
 FORMAT = {"format": "revision_jax", "version": "1"}
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
 Shapes = Mapping[str, tuple[int, ...]]
+Index = tuple[slice, ...]
+Shardings = Any  # one jax.sharding.Sharding for all leaves, or nested dicts of them like the state
 
 
 class Shipped(NamedTuple):
@@ -43,8 +50,9 @@ class Shipped(NamedTuple):
     calibration: dict[str, Any] | None
 
 
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+def is_float(dtype: np.dtype) -> bool:
+    """Whether numbers of this dtype are floating ones, bfloat16 among them."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
 
 
 def export(
@@ -66,12 +74,11 @@ def export(
     out_dir, tokenizer_file = Path(out_dir), Path(tokenizer_file)
     if not tokenizer_file.is_file():
         raise UserError(f"{tokenizer_file}: no such tokenizer file")
-    if out_dir.exists() and not (out_dir.is_dir() and ((out_dir / WEIGHTS).is_file() or not any(out_dir.iterdir()))):
-        raise UserError(f"{out_dir}: exists and is not a checkpoint; choose an empty or new folder")
+    check_replaceable(out_dir)
     tensors, unfit = {}, []
     for name, leaf in paths.flatten(state).items():
         array = np.asarray(leaf)
-        if _is_float(array):
+        if is_float(array.dtype):
             with np.errstate(over="ignore"):
                 cast = array.astype(DTYPES[dtype])
             if not np.isfinite(cast.astype(np.float32)).all():
@@ -80,28 +87,47 @@ def export(
         tensors[name] = np.ascontiguousarray(array).reshape(array.shape)  # ascontiguousarray turns a scalar into (1,)
     if unfit:
         raise UserError(f"{out_dir}: not written, these tensors have values that are not finite in {dtype}: {', '.join(unfit)}")
-    building = out_dir.parent / f".{out_dir.name}.{os.getpid()}.new"
-    replaced = out_dir.parent / f".{out_dir.name}.{os.getpid()}.old"
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        save_file(tensors, building / WEIGHTS, metadata=FORMAT)
-        (building / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
-        shutil.copyfile(tokenizer_file, building / TOKENIZER)
-        if calibration is not None:
-            (building / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with new_folder(out_dir) as building:
+        try:
+            save_file(tensors, building / WEIGHTS, metadata=FORMAT)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         os.chmod(building / WEIGHTS, 0o644)  # safetensors writes 0600
-        if out_dir.exists():
-            out_dir.rename(replaced)
-        building.rename(out_dir)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out_dir}: could not be written ({error})") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        if replaced.exists() and not out_dir.exists():
-            replaced.rename(out_dir)
-        shutil.rmtree(replaced, ignore_errors=True)
+        write_rest(building, config, {TOKENIZER: tokenizer_file}, calibration)
     return out_dir
+
+
+def is_checkpoint(directory: str | os.PathLike) -> bool:
+    """Whether a folder holds a checkpoint of this project, and not one of another that has files of the same names."""
+    directory = Path(directory)
+    try:
+        return (directory / WEIGHTS).is_file() and "grounding" in json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def check_replaceable(out_dir: Path) -> None:
+    """Raises UserError unless `out_dir` is new, empty or a checkpoint of this project."""
+    if out_dir.exists() and not (out_dir.is_dir() and (is_checkpoint(out_dir) or not any(out_dir.iterdir()))):
+        raise UserError(f"{out_dir}: exists and is not a checkpoint; choose an empty or new folder")
+
+
+def write_rest(building: Path, config: ExperimentConfig, files: Mapping[str, Path | str], calibration: Mapping[str, Any] | None = None) -> None:
+    """Everything of a checkpoint but its weights. files: name in the checkpoint ("tokenizer.json") -> file, or its text."""
+    (building / CONFIG).write_text(config.to_json() + "\n", encoding="utf-8")
+    copy_files(building, files)
+    if calibration is not None:
+        (building / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def copy_files(building: Path, files: Mapping[str, Path | str]) -> None:
+    """Files (or texts) under new names into a folder; names may lie in folders of it."""
+    for name, file in files.items():
+        (building / name).parent.mkdir(exist_ok=True)
+        if isinstance(file, Path):
+            shutil.copyfile(file, building / name)
+        else:
+            (building / name).write_text(file, encoding="utf-8")
 
 
 def set_calibration(directory: str | os.PathLike, calibration: Mapping[str, Any]) -> None:
@@ -147,17 +173,38 @@ def mismatches(found: Shapes, expected: Shapes) -> list[str]:
     return wrong
 
 
+def sharding_of(shardings: Shardings, name: str) -> jax.sharding.Sharding:
+    """The sharding of one leaf, given by its full path."""
+    return paths.flatten(shardings)[name] if isinstance(shardings, Mapping) else shardings
+
+
+def place(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """An array of which every device gets its part: `read(index)` is asked for these parts and for no other.
+
+    A view is copied first, so that no device buffer depends on a mapped file.
+    """
+    import jax
+
+    def part(index: Index) -> np.ndarray:
+        array = read(index)
+        return array if array.flags.owndata and array.flags.c_contiguous else np.array(array, order="C")
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
 def load(
     directory: str | os.PathLike,
     expected: Shapes | Callable[[ExperimentConfig], Shapes] | None = None,
     *,
     dtype: str | None = None,
+    shardings: Any = None,
 ) -> Shipped:
-    """Reads a folder that `export` wrote: (config, state as nested dicts of NumPy arrays, path of tokenizer.json, calibration or None).
+    """Reads a folder that `export` wrote: (config, state as nested dicts of arrays, path of tokenizer.json, calibration or None).
 
     expected: name -> shape of every tensor the model has, or a function that makes it from the config that was read; None takes the file
-    as it is. dtype: floating tensors are turned into it; None keeps what is stored. Raises UserError: folder or file missing, not
-    readable, or tensors that do not match (all of them listed).
+    as it is. dtype: floating tensors are turned into it; None keeps what is stored. shardings: None gives NumPy arrays; a jax sharding, nested dicts
+    of them like the state, or a function that makes either from the config, gives jax arrays, whose parts go from the mapped file to their devices
+    one at a time. Raises UserError: folder or file missing, not readable, or tensors that do not match (all of them listed).
     """
     directory = Path(directory)
     config = load_config(directory)
@@ -165,17 +212,23 @@ def load(
         if not (directory / name).is_file():
             raise UserError(f"{directory}: not a checkpoint, {name} is missing")
     try:
-        with safe_open(directory / WEIGHTS, framework="numpy") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            if expected is not None:
-                wrong = mismatches(found, expected(config) if callable(expected) else expected)
-                if wrong:
-                    raise UserError(f"{directory / WEIGHTS}: {len(wrong)} tensors do not match {CONFIG}: {'; '.join(wrong)}")
-            tensors = {}
-            for name in found:
-                array = file.get_tensor(name)
-                tensors[name] = array.astype(DTYPES[dtype]) if dtype is not None and _is_float(array) else array
-    except (SafetensorError, OSError, ValueError) as error:
+        source = open_source(directory / WEIGHTS)
+    except UserError as error:
         raise UserError(f"{directory / WEIGHTS}: not readable as safetensors ({error})") from error
+    if expected is not None:
+        found = {name: info.shape for name, info in source.tensors.items()}
+        wrong = mismatches(found, expected(config) if callable(expected) else expected)
+        if wrong:
+            raise UserError(f"{directory / WEIGHTS}: {len(wrong)} tensors do not match {CONFIG}: {'; '.join(wrong)}")
+    wanted = {name: DTYPES[dtype] if dtype is not None and is_float(info.dtype) else info.dtype for name, info in source.tensors.items()}
+    if shardings is None:
+        tensors = {name: source.read(name).astype(kind) for name, kind in wanted.items()}
+    else:
+        shardings = shardings(config) if callable(shardings) else shardings
+        tensors = {name: _placed(source, name, kind, shardings) for name, kind in wanted.items()}
     calibration = _read_json(directory / CALIBRATION) if (directory / CALIBRATION).is_file() else None
     return Shipped(config, paths.unflatten(tensors), directory / TOKENIZER, calibration)
+
+
+def _placed(source: Source, name: str, dtype: np.dtype, shardings: Any) -> Any:
+    return place(source.tensors[name].shape, sharding_of(shardings, name), lambda index: np.asarray(source.read(name)[index], dtype))

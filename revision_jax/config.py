@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,8 +106,10 @@ class TextConfig:
     pool: Literal["eos", "last", "mean"] = "eos"
     activation: Literal["gelu_tanh", "quick_gelu", "gelu"] = "quick_gelu"
     norm_eps: float = 1e-5
+    suffix: str = ""  # put behind a query: "." for CLIP in ReVisionLLM
     pad_id: int = 1  # pool="last" (SigLIP) reads its padding as text: this token
     phrases: int = 0  # vectors beside the whole query's, one for each thing that it speaks of, in the order in which they matter; 0 for released towers
+    motion: bool = False  # also say which way the query's subject moves; released towers do not
 
     def __post_init__(self):
         w = "text"
@@ -159,10 +162,16 @@ class PrunerConfig:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The hierarchical adapter of one level. `sparse`: a window becomes one token; `dense`: linear; `mlp`: VideoLLaMA3's projector."""
+    """The hierarchical adapter of one level.
 
-    kind: Literal["dense", "sparse", "mlp"] = "dense"
+    sparse: a window becomes one token, in the light of the question. temporal: the same encoder, but a token a frame. dense: linear.
+    mlp: VideoLLaMA3's projector.
+    """
+
+    kind: Literal["dense", "sparse", "temporal", "mlp"] = "dense"
     width: int = 768  # D: what comes in
+    inner: int = 0  # sparse, temporal: width of the encoder where frames and question are projected to it first (no projection follows then); 0 = width
+    norm: Literal["none", "applied", "skipped"] = "none"  # dense, sparse, temporal: a LayerNorm over what comes out; skipped: kept, but not used
     heads: int = 8
     mlp: int = 2048
     text_layers: int = 2
@@ -170,9 +179,22 @@ class AdapterConfig:
     dropout: float = 0.1
 
     def __post_init__(self):
-        _one_of("adapter.kind", self.kind, ("dense", "sparse", "mlp"))
-        _check(self.kind != "sparse" or self.width % self.heads == 0, "adapter.heads", f"width {self.width} does not divide into {self.heads} heads")
+        _one_of("adapter.kind", self.kind, ("dense", "sparse", "temporal", "mlp"))
+        _one_of("adapter.norm", self.norm, ("none", "applied", "skipped"))
+        _check(self.norm == "none" or self.kind != "mlp", "adapter.norm", "an mlp has none")
+        _check(self.inner >= 0, "adapter.inner", f"must not be negative, is {self.inner}")
+        _check(not self.reads_query or self.encoder % self.heads == 0, "adapter.heads", f"width {self.encoder} does not divide into {self.heads} heads")
         _check(0 <= self.dropout < 1, "adapter.dropout", f"must lie in [0, 1), is {self.dropout}")
+
+    @property
+    def reads_query(self) -> bool:
+        """Whether its tokens depend on the question."""
+        return self.kind in ("sparse", "temporal")
+
+    @property
+    def encoder(self) -> int:
+        """Width of the encoder, and of the summaries that a nested level reads."""
+        return self.inner or self.width
 
 
 @dataclass(frozen=True)
@@ -240,10 +262,14 @@ class PromptConfig:
     no: str = "no ."
     presence: str = "does {query} happen in the video ?"  # the question of stage 1-B
     digits: int = 1  # numbers are padded with zeros to at least this many digits
+    # What the two numbers name. inclusive: the first and the last frame or window. exclusive: the first, and the one behind the last.
+    # instant: the times of two frames, between which it happens.
+    end: Literal["inclusive", "exclusive", "instant"] = "inclusive"
 
     def __post_init__(self):
         _check("{query}" in self.after, "prompt.after", "must contain {query}")
         _check("{start}" in self.answer and "{end}" in self.answer, "prompt.answer", "must contain {start} and {end}")
+        _one_of("prompt.end", self.end, ("inclusive", "exclusive", "instant"))
 
 
 @dataclass(frozen=True)
@@ -263,7 +289,9 @@ class LevelConfig:
     tokens: int = 120  # numbers the level can name: windows of a group, or frames of a window
     frames: int = 0  # sparse: frames of one window that the adapter sees
     batch: int = 8  # groups or windows of one device call
+    zooms: tuple[int, ...] = (1,)  # sparse, nested: the windows are also asked about in groups of tokens // z, each window shown z times in a row
     beam: int = 8  # candidates kept for the next level
+    beam_share: float = 0.0  # sparse, nested: at least this share of the windows is kept, so that a long film keeps more of them than `beam`
     spans: int = 4  # spans decoded from one group or window (beam width)
     budget: int = 0  # patch: visual tokens of one call
     min_duration_s: float = 0.0  # the level is left out for videos shorter than this
@@ -275,8 +303,12 @@ class LevelConfig:
         w = f"levels.{self.name}"
         _one_of(f"{w}.kind", self.kind, ("sparse", "nested", "dense", "patch"))
         _positive(w, span_s=self.span_s, stride_s=self.stride_s, tokens=self.tokens, batch=self.batch, beam=self.beam, spans=self.spans)
+        _check(0 <= self.beam_share <= 1, f"{w}.beam_share", f"must lie in [0, 1], is {self.beam_share}")
         _check(self.kind != "sparse" or self.frames > 0, f"{w}.frames", "a sparse level needs the frames of a window")
         _check(self.kind != "patch" or self.budget > 0, f"{w}.budget", "a patch level needs a token budget")
+        allowed = bool(self.zooms) and all(1 <= zoom <= self.tokens for zoom in self.zooms)
+        _check(allowed, f"{w}.zooms", f"must be numbers from 1 to tokens ({self.tokens}), are {self.zooms}")
+        _check(self.adapter.kind != "temporal" or self.kind == "dense", f"{w}.adapter.kind", "'temporal' gives a token a frame: for dense levels alone")
         _check(self.stride_s <= self.span_s, f"{w}.stride_s", f"{self.stride_s} s leaves gaps between windows of {self.span_s} s")
 
     @property
@@ -369,9 +401,13 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The corpus the curriculum reads. `dataset="synthetic"` renders the world; its splits have seeds that cannot meet."""
+    """The corpus the curriculum reads. `dataset="synthetic"` renders the world; its splits have seeds that cannot meet. Any other name ("mad", "jsonl/all") is
+    a dataset that `launch.datasets build` put under `root`, with a feature store for each of its videos that `launch.extract` put under `features`."""
 
     dataset: str = "synthetic"
+    root: str = ""
+    features: str = ""
+    on_missing: Literal["raise", "skip"] = "raise"  # a video without usable features
     version: int = 1
     train_videos: int = 24
     validation_videos: int = 6
@@ -428,8 +464,9 @@ class TrainConfig:
 @dataclass(frozen=True)
 class ExperimentConfig:
     name: str = "experiment"
-    vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
+    vision: VisionConfig = VisionConfig()  # frame vectors and tokens of the feature store: all levels but, where it has an encoder of its own, the patch level
+    patch_vision: VisionConfig | None = None  # the patch level's own encoder; None: `vision` serves all levels
+    text: TextConfig | None = TextConfig()  # None: no text tower (VideoLLaMA3 alone); such a model chats, but its sparse levels cannot search
     pruner: PrunerConfig = PrunerConfig()
     decoder: DecoderConfig = DecoderConfig()
     grounding: GroundingConfig = GroundingConfig()
@@ -439,11 +476,18 @@ class ExperimentConfig:
 
     def __post_init__(self):
         if self.decoder.signal.enabled:
+            _check(self.text is not None, "text", "the search signal compares frames with the query: it needs a text tower")
             _check(
                 self.vision.output == self.text.projection,
                 "text.projection",
                 f"{self.text.projection} differs from the frame vectors' width {self.vision.output}: the search signal compares them",
             )
+        if self.patch_vision is not None:
+            _check(not self.patch_vision.projection, "patch_vision.projection", "must be 0: the patch level's tokens go to its adapter as they are")
+            for level in self.grounding.levels:
+                wide = self.patch_vision.output
+                fits = level.kind != "patch" or level.adapter.width == wide
+                _check(fits, f"levels.{level.name}.adapter.width", f"{level.adapter.width} differs from the patch encoder's {wide}")
         names = {level.name for level in self.grounding.levels}
         for stage in self.train.stages:
             _check(
@@ -451,6 +495,17 @@ class ExperimentConfig:
                 f"stages.{stage.name}.level",
                 f"{stage.level!r} is not a level; there are {', '.join(sorted(names)) or 'none'}",
             )
+
+    @property
+    def patch_encoder(self) -> str:
+        """Which encoder the patch level looks with: the name of its config and of its parameters under "params"."""
+        return "vision" if self.patch_vision is None else "patch_vision"
+
+    def encoder(self, name: str) -> VisionConfig:
+        """The config of "vision" or "patch_vision". Raises ConfigError where the model has no such encoder."""
+        found = {"vision": self.vision, "patch_vision": self.patch_vision}.get(name)
+        _check(found is not None, name, "this model has no such encoder")
+        return found
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -466,6 +521,8 @@ class ExperimentConfig:
 def _build(kind: Any, value: Any, where: str) -> Any:
     """Turns JSON values into `kind` (a dataclass, tuple, literal or plain type); raises ConfigError naming the field."""
     origin = typing.get_origin(kind)
+    if origin is types.UnionType:  # "X | None"
+        return None if value is None else _build(next(choice for choice in typing.get_args(kind) if choice is not type(None)), value, where)
     if dataclasses.is_dataclass(kind):
         _check(isinstance(value, dict), where, f"must be an object with {kind.__name__}'s fields, is {value!r}")
         hints = typing.get_type_hints(kind)

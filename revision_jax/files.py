@@ -1,8 +1,11 @@
-"""Writing a result file at once or not at all."""
+"""Writing a result, a file or a folder, at once or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from revision_jax.errors import UserError
@@ -30,3 +33,28 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """`write_bytes` of UTF-8 text."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A folder beside `path` to fill; on leaving it takes the place of `path`, and of what was there before, in one step. Whoever calls checks that
+    what is there may go.
+
+    On any exception the folder vanishes and `path` is as it was. Raises UserError that names the path when it cannot be written.
+    """
+    path = Path(path)
+    building, replaced = (path.parent / f".{path.name}.{os.getpid()}.{word}" for word in ("new", "old"))
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        yield building
+        if path.exists():
+            path.rename(replaced)
+        building.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error})") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -29,7 +29,7 @@ from revision_jax.data.corpus import Corpus, Film
 from revision_jax.data.pipeline import Batch, stack
 from revision_jax.data.pretraining import PretrainSource
 from revision_jax.data.tokenizer import Tokenizer
-from revision_jax.data.windows import Moment, frame_span, grid_index, overlaps_any, shows, slot_times, window_count, window_span
+from revision_jax.data.windows import Moment, frame_span, grid_index, instants, overlaps_any, shows, slot_times, window_count, window_span
 from revision_jax.errors import UserError
 
 TRIES = 16  # questions tried before an absent example is given up
@@ -114,7 +114,7 @@ class Curriculum:
         if not absent:
             begin = start / film.rate
             shown = [moment for moment in question.moments if shows(moment, begin, begin + self.level.span_s)]
-            answer = frame_span(times, mask, min([*shown, *([] if shown else [target.moment])]))
+            answer = self._named(times, mask, min([*shown, *([] if shown else [target.moment])]))
         arrays = {**self._frames(film, index), "frame_mask": mask, "times": (times - start / film.rate).astype(np.float32)}
         return {**arrays, **self._text(question, answer)}
 
@@ -142,7 +142,7 @@ class Curriculum:
             film, question, start = self._negative(rng, level, target, start, patch=True)
         index, times, mask = self._slots(film, start, level.span_s, level.tokens)
         if not absent:
-            answer = frame_span(times, mask, target.moment)
+            answer = self._named(times, mask, target.moment)
         arrays = {
             "tokens": film.gather(index, "tokens"),
             "change": film.gather(index, "change"),
@@ -361,6 +361,10 @@ class Curriculum:
         index = start + grid_index(slot_times(0.0, span_s, slots), film.rate)
         return index, film.times_of(index), (index >= 0) & (index < film.count)
 
+    def _named(self, times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], moment: Moment) -> tuple[int, int] | None:
+        """The slots that the level's answer names for a moment."""
+        return (instants if self.level.prompt.end == "instant" else frame_span)(times, mask, moment)
+
     def _frames(self, film: Film, index: Int[np.ndarray, "T"]) -> Batch:
         width = film.arrays["frame"][0]
         tokens = film.gather(index, "tokens") if self.late else np.zeros((len(index), 0, *width), np.float16)
@@ -368,7 +372,7 @@ class Curriculum:
 
     def _text(self, question: TrainQuestion, answer: prompts.Answer, presence: bool = False) -> Batch:
         sizes, prompt = self.config.grounding, self.level.prompt
-        query_ids, query_mask = prompts.encode_query(self.tokenizer, question.query, sizes.query_len)
+        query_ids, query_mask = prompts.encode_query(self.tokenizer, question.query, sizes.query_len, self.config.text.suffix)
         _, after_ids, after_mask = prompts.encode_prompt(self.tokenizer, prompt, question.query, sizes.prompt_len, presence)
         answer_ids, answer_mask = prompts.encode_answer(self.tokenizer, prompt, answer, sizes.answer_len)
         weight = self.stage.absent_weight if answer is None or answer is False else 1.0

@@ -74,6 +74,7 @@ class PretrainSource:
             "phrase_labels": stills["phrase_labels"][:, : self.config.text.phrases],
             "caption_ids": caption_ids.reshape(rows, CAPTIONS, -1),
             "caption_mask": caption_mask.reshape(rows, CAPTIONS, -1),
+            "travels": stills["travels"].reshape(rows, CAPTIONS, 2),
             "tag_ids": np.broadcast_to(tag_ids, (rows, *tag_ids.shape)),
             "tag_mask": np.broadcast_to(tag_mask, (rows, *tag_mask.shape)),
             "tag_labels": stills["tag_labels"],
@@ -86,7 +87,7 @@ class PretrainSource:
 
     def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         # One caption in ten thousand is longer than caption_len, and loses its end.
-        encoded = [prompts.encode_query(self.tokenizer, text, self.config.grounding.query_len) for text in texts]
+        encoded = [prompts.encode_query(self.tokenizer, text, self.config.grounding.query_len, self.config.text.suffix) for text in texts]
         return tuple(np.stack(part)[:, : self.stage.caption_len] for part in zip(*encoded, strict=True))
 
     def _pointing(self, rng: np.random.Generator, captions: list[str], labels: Bool[np.ndarray, "B Q"]) -> Batch:

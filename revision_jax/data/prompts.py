@@ -26,9 +26,9 @@ def clean_query(text: str) -> str:
     return query
 
 
-def encode_query(tokenizer: Tokenizer, text: str, length: int) -> Padded:
-    """A query for the text tower: start token, words, end token; int32 ids [length] and their mask. Raises UserError if empty or too long."""
-    query = _checked(tokenizer, text)
+def encode_query(tokenizer: Tokenizer, text: str, length: int, suffix: str = "") -> Padded:
+    """A query for the text tower: start token, words, `suffix`, end token; int32 ids [length] and their mask. Raises UserError if empty or too long."""
+    query = _checked(tokenizer, text) + suffix
     start = [] if tokenizer.bos is None else [tokenizer.bos]
     room = length - len(start) - 1
     ids = tokenizer.encode(query)
@@ -66,12 +66,16 @@ def before_ids(tokenizer: Tokenizer, prompt: PromptConfig) -> list[int]:
 
 
 def answer_text(prompt: PromptConfig, answer: Answer) -> str:
-    """The answer's exact string: (first, last) numbers, True / False for yes / no, None for not present."""
+    """The answer's exact string: (first, last) numbers, True / False for yes / no, None for not present.
+
+    Numbers always mean the first and the last one that count; where `prompt.end` is "exclusive" the text names the one behind the last.
+    """
     if answer is None:
         return prompt.absent
     if isinstance(answer, (bool, np.bool_)):
         return prompt.yes if answer else prompt.no
-    start, end = (str(int(number)).zfill(prompt.digits) for number in answer)
+    first, last = answer
+    start, end = (str(int(number)).zfill(prompt.digits) for number in (first, last + (prompt.end == "exclusive")))
     return prompt.answer.replace("{start}", start).replace("{end}", end)
 
 

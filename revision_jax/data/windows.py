@@ -74,6 +74,18 @@ def frame_span(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], momen
     return (nearest, nearest) if abs(times[nearest] - middle) <= step else None
 
 
+def instants(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], moment: Moment) -> tuple[int, int] | None:
+    """The slots nearest to a moment's two ends: the label of answers that name times (`PromptConfig.end = "instant"`), as ReVisionLLM's dense level does.
+
+    An end beyond the slots gets the last one on its side; None where there is no slot. times: rising; mask: which slots exist.
+    """
+    real = np.flatnonzero(mask)
+    if not len(real):
+        return None
+    first, last = (int(real[np.argmin(np.abs(times[real] - end))]) for end in moment)
+    return first, last
+
+
 def span_seconds(first: int, last: int, start_s: float, rate: float) -> Moment:
     """Seconds that "from first to last" means in a window from start_s with `rate` slots a second: the inverse of `frame_span`, at best half a slot off."""
     return start_s + (first - 0.5) / rate, start_s + (last + 0.5) / rate

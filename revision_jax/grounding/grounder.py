@@ -21,6 +21,8 @@ import numpy as np
 
 from revision_jax import checkpoint, extraction, paths
 from revision_jax.config import ExperimentConfig, LevelConfig
+from revision_jax.convert import assemble
+from revision_jax.convert.load import load_state
 from revision_jax.data import video as files
 from revision_jax.data.features import FeatureStore, matches
 from revision_jax.data.frames import token_change
@@ -35,6 +37,7 @@ from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
 
+TEXT_TOKENIZER = "text_tokenizer"  # folder inside a checkpoint
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
 
 
@@ -53,7 +56,8 @@ def use_compile_cache(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A video and its features on disk. `size`: (height, width) in pixels that its frames are seen at. `seconds`: what encoding took, 0 from the cache."""
+    """A video and its features on disk. `size`: (height, width) in pixels that its frames are seen at, `patch_size` that the patch level sees them at, where it
+    has an encoder of its own. `seconds`: what encoding took, 0 from the cache."""
 
     path: str
     duration_s: float
@@ -62,32 +66,63 @@ class EncodedVideo:
     size: tuple[int, int]
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    patch_size: tuple[int, int] | None = None
 
 
 class Grounder:
     """One model. Encodes videos once, answers any number of questions about them."""
 
-    def __init__(self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer, calibrator: Calibrator | None = None, cache_dir: str | Path | None = None):
+    def __init__(
+        self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer, calibrator: Calibrator | None = None, cache_dir: str | Path | None = None,
+        text_tokenizer: Tokenizer | None = None,
+    ):
         """`from_pretrained` reads these from a folder. Raises ConfigError where they do not fit together."""
         self.config, self.calibrator = config, calibrator
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
-        self.programs = Programs(config, state, tokenizer)
+        self.programs = Programs(config, state, tokenizer, text_tokenizer)
         self.searcher = Searcher(config, self.programs, calibrator)
         self._encoder = ""
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder:
-        """Reads config.json, model.safetensors, tokenizer.json and, where there is one, calibration.json.
+        """Reads config.json, model.safetensors, tokenizer.json and, where there are any, calibration.json and text_tokenizer/tokenizer.json (of a text tower
+        whose vocabulary is not the decoder's).
 
-        Raises UserError: no such folder, a file missing or unreadable, tensors that do not match the config (all of them named).
+        A directory of transformers, PEFT or another project is converted in memory (`from_parts`). What is searched with are levels, each with an adapter
+        and a LoRA of its own, and no released directory holds them beside its model: VideoLLaMA3 alone gets an error that says what is missing, and is
+        talked to by `Chat`. Raises UserError: no such folder, a file missing or unreadable, tensors that do not match the config (all of them named).
         """
+        if assemble.is_foreign(path):
+            return cls.from_parts([assemble.Part(path)], cache_dir=cache_dir)
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         use_compile_cache(cache_dir / "xla")
         config = checkpoint.load_config(path)
         shipped = checkpoint.load(path, expected_shapes, dtype="bfloat16" if config.decoder.dtype == "bfloat16" else "float32")
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
-        return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir)
+        text = Path(path) / TEXT_TOKENIZER
+        return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
+
+    @classmethod
+    def from_parts(cls, parts: Sequence[assemble.Part], config: ExperimentConfig | None = None, cache_dir: str | Path | None = None) -> Grounder:
+        """A model from released parts, converted in memory and straight onto the device: what `launch.convert` and `from_pretrained` do, without the files.
+
+        config: the preset whose levels the parts fill. Raises UserError with the findings of all parts, and for a model that lacks what searching needs.
+        """
+        cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
+        names = ", ".join(str(part.path) for part in parts)
+        made = assemble.assemble(parts, config, dtype="float32")
+        if made.config.text is None or not any(level.kind in ("sparse", "dense") for level in made.config.grounding.levels):
+            missing = "levels with an adapter and a LoRA each, and an image-text pair,"
+            way = "add them (launch.convert --config with a preset such as revision_2b, then launch.train), or talk with the model as it is (launch.chat)"
+            raise UserError(f"{names}: nothing to search with: {missing} are missing; {way}")
+        if made.lacking:
+            raise UserError(f"{names}: {'; '.join(made.notes)}")
+        use_compile_cache(cache_dir / "xla")
+        dtype = "bfloat16" if made.config.decoder.dtype == "bfloat16" else "float32"
+        state = load_state(made.plans, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        text = assemble.tokenizer(made.files, assemble.TEXT_TOKENIZER)
+        return cls(made.config, state, assemble.tokenizer(made.files), None, cache_dir, text)
 
     @property
     def threshold(self) -> float:
@@ -111,7 +146,8 @@ class Grounder:
             store = extraction.extract(path, self.config, self.programs.state["params"], kept, progress=progress)
             seconds = time.perf_counter() - began
         size = extraction.frame_size(self.config, info)
-        return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds)
+        own = None if self.config.patch_vision is None else extraction.frame_size(self.config, info, self.config.patch_encoder)
+        return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds, own)
 
     def find(
         self, video: EncodedVideo | str | Path, queries: Sequence[str], *, top_k: int = 5, start_s: float | None = None, end_s: float | None = None,
@@ -171,19 +207,21 @@ class Grounder:
 
     def _pictures(self, video: EncodedVideo, window: Window, level: LevelConfig) -> np.ndarray:
         """The level's frames of a window, uint8 [n h w 3]; none beyond the end of a cut file, where the coarser boundaries stand."""
+        size = video.patch_size or video.size
         try:
-            reader = files.read_frames(video.path, level.rate, start_s=window.start_s, end_s=window.end_s, size=video.size, chunk=level.tokens)
+            reader = files.read_frames(video.path, level.rate, start_s=window.start_s, end_s=window.end_s, size=size, chunk=level.tokens)
             return np.concatenate([chunk.frames for chunk in reader])[: level.tokens]
         except (UserError, ValueError):
-            return np.zeros((0, *video.size, 3), np.uint8)
+            return np.zeros((0, *size, 3), np.uint8)
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
-        """Merged tokens [n N E] of pictures, CHUNK at a time."""
+        """Merged tokens [n N E] of the patch level's pictures, CHUNK at a time."""
         config, params, chunk = self.config, self.programs.state["params"], extraction.CHUNK
-        return np.concatenate([extraction.encode_chunk(config, params, images[i : i + chunk])["tokens"] for i in range(0, len(images), chunk)])
+        parts = [images[i : i + chunk] for i in range(0, len(images), chunk)]
+        return np.concatenate([extraction.encode_chunk(config, params, part, config.patch_encoder)["tokens"] for part in parts])
 
     def _patch_arrays(self, pictures: np.ndarray, tokens: np.ndarray, level: LevelConfig) -> dict[str, np.ndarray]:
-        vision, fill = self.config.vision, level.tokens - len(pictures)
+        vision, fill = self.config.encoder(self.config.patch_encoder), level.tokens - len(pictures)
         change = np.minimum(token_change(pictures, vision.patch, vision.merge, None, vision.std), 60000.0).astype(np.float16)
         pad = lambda x: np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)])
         return {"tokens": pad(tokens), "change": pad(change), "valid": np.arange(level.tokens) < len(pictures)}

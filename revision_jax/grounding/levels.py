@@ -110,14 +110,20 @@ def spanned(members: Sequence[Window]) -> Window:
     return Window(start, end, end - start)
 
 
-def slot_seconds(window: Window, count: int, first: int, last: int) -> tuple[float, float]:
-    """Frames `first` to `last` (inclusive) of a window as seconds, cut at the window's end.
+def slot_seconds(window: Window, count: int, first: int, last: int, end: str = "inclusive") -> tuple[float, float]:
+    """Frames `first` to `last` of a window as seconds, cut at the window's end. `end`: what the numbers name (`PromptConfig.end`).
 
     Labels are made by `data.windows.frame_span` (the first and last frame that show the moment) and read back by its inverse, half a slot wider on both
-    sides. Window at 100 s, 120 s long, 120 frames: "from 12 to 31 ." is [111.5, 131.5].
+    sides. Window at 100 s, 120 s long, 120 frames: "from 12 to 31 ." is [111.5, 131.5]. Where a frame stands for the time up to the next one
+    (exclusive) it is [112, 132], where the numbers are instants [112, 131]; an instant alone is widened by one to both sides, and the window's very
+    last one, which is what an event beyond the window rounds to, comes back empty.
     """
-    start, end = span_seconds(first, last, window.start_s, count / window.span_s)
-    return max(start, 0.0), min(end, window.end_s)
+    rate = count / window.span_s
+    start, stop = span_seconds(first, last, window.start_s, rate)
+    if end != "inclusive":
+        lone = end == "instant" and first == last < count - 1
+        start, stop = window.start_s + (first - lone) / rate, window.start_s + (last + lone + (end == "exclusive")) / rate
+    return max(start, 0.0), min(stop, window.end_s)
 
 
 def windows_seconds(members: Sequence[Window], first: int, last: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@
     sparse    window tokens     a group of windows, for one question   nothing: a sparse token is made in the light of the question
     nested    run tokens        a group of runs of sparse summaries    "
     both      window answer     a group of tokens
-    dense     frame prefix      a window of frames                     the KV cache up to the question
+    dense     frame prefix      a window of frames                     the KV cache up to the question (but with a "temporal" adapter, which reads it)
               frame answer      a window, for one question
     patch     patch answer      a few seconds, for one question
 
@@ -43,6 +43,7 @@ class Question:
     tokens: np.ndarray  # [S D] of the text tower
     mask: np.ndarray  # [S]
     vectors: np.ndarray  # [F E], the whole question's first
+    motion: np.ndarray | None  # [2], the way that its subject is said to move
     after: dict[str, tuple[np.ndarray, np.ndarray]]  # level -> ids and mask of the text behind the visual tokens
 
 
@@ -72,18 +73,22 @@ def number_ids(tokenizer: Tokenizer, config: ExperimentConfig, count: int) -> np
 class Programs:
     """Holds the state on the device and the compiled functions. `traces` counts what was compiled, by program and level."""
 
-    def __init__(self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer):
-        """Raises ConfigError where config, tokenizer and level prompts do not fit together."""
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: ExperimentConfig, state: dict, tokenizer: Tokenizer, text_tokenizer: Tokenizer | None = None):
+        """text_tokenizer: of the text tower, where it is not the decoder's. Raises ConfigError where config, tokenizers and prompts do not fit together."""
+        self.config, self.tokenizer, self.text_tokenizer = config, tokenizer, text_tokenizer or tokenizer
         if tokenizer.vocab_size > config.decoder.vocab:
             raise ConfigError(f"decoder.vocab: {config.decoder.vocab} is below the tokenizer's {tokenizer.vocab_size} tokens")
+        if config.text is None:
+            raise ConfigError("text: this model has no text tower, which searching needs; python -m launch.chat answers about what fits into its context")
+        if self.text_tokenizer.vocab_size > config.text.vocab:
+            raise ConfigError(f"text.vocab: {config.text.vocab} is below the {self.text_tokenizer.vocab_size} tokens of the text tower's tokenizer")
         self.state = jax.device_put(state)
         self.traces: dict[tuple[str, str], int] = {}
         self.calls = 0
         self._compiled: dict[tuple[str, str], Callable] = {}
         self._grammars: dict[str, Grammar] = {}
         levels = config.grounding.levels
-        self._numbers = number_ids(tokenizer, config, max((level.tokens for level in levels), default=1))
+        self._numbers = jnp.asarray(number_ids(tokenizer, config, max((level.tokens for level in levels), default=1)))
         self._before = {level.name: np.asarray(before_ids(tokenizer, level.prompt), np.int32) for level in levels}
         self.needs_tokens = config.decoder.signal.similarity == "late"
         # A decoder without the search signal may come with towers that do not share a space; then there is no similarity to speak of.
@@ -126,19 +131,21 @@ class Programs:
         config = self.config
         if len(clean_query(text)) > LONGEST_QUERY:  # counted apart from tokens: a word tokenizer takes any run of letters for one
             raise UserError(f"query has {len(text)} characters, at most {LONGEST_QUERY}: {text[:40]!r}...")
-        ids, mask = encode_query(self.tokenizer, text, config.grounding.query_len)
+        ids, mask = encode_query(self.text_tokenizer, text, config.grounding.query_len, config.text.suffix)
         after = {level.name: encode_prompt(self.tokenizer, level.prompt, text, config.grounding.prompt_len)[1:] for level in config.grounding.levels}
 
         def encode(state: dict, ids, mask) -> dict:
             return revision.encode_text(config, state["params"], ids, mask)
 
         out = self._call("question", "", encode, ids[None], mask[None])
-        return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vectors"][0]), after)
+        motion = None if out["motion"] is None else np.asarray(out["motion"][0])
+        return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vectors"][0]), motion, after)
 
     def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray]:
         stack = lambda values: np.stack(list(values))
         return {
             "tokens": stack(q.tokens for q in questions), "mask": stack(q.mask for q in questions), "vectors": stack(q.vectors for q in questions),
+            "motion": stack(q.motion for q in questions) if self.config.text.motion else None,
             "after_ids": stack(q.after[level.name][0] for q in questions), "after_mask": stack(q.after[level.name][1] for q in questions),
         }
 
@@ -202,7 +209,7 @@ class Programs:
         """Answers over groups of at most `level.tokens` window (or run) tokens, each for its question; and the device calls it took."""
 
         def answer(state: dict, token, seen, valid, ask: dict) -> Decoded:
-            visual = revision.window_visual(self.config, state, level.name, token, valid, jnp.asarray(self._numbers), seen)
+            visual = revision.window_visual(self.config, state, level.name, token, valid, self._numbers, search_signal.Match(seen, None, ask["motion"]))
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1))
 
@@ -219,14 +226,15 @@ class Programs:
 
     # ---------------------------------------------------------------------------------------------------------------------- frames
 
-    def frame_prefixes(self, level: LevelConfig, arrays: dict, valid) -> list[dict]:
+    def frame_prefixes(self, level: LevelConfig, arrays: dict, valid, questions: Sequence[Question] | None = None) -> list[dict]:
         """What questions share about windows of frames, one entry a window. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
 
+        questions: each window's, where the level's adapter reads it; then nothing is shared.
         An entry holds the KV cache up to the question and what the similarity reads; it stays on the device.
         """
 
-        def prefixes(state: dict, arrays: dict, valid) -> list[dict]:
-            visual = revision.dense_visual(self.config, state, level.name, arrays["frame"], valid, jnp.asarray(self._numbers))
+        def prefixes(state: dict, arrays: dict, valid, query, query_mask) -> list[dict]:
+            visual = revision.dense_visual(self.config, state, level.name, arrays["frame"], valid, self._numbers, None, query, query_mask)
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
             name = "tokens" if self.needs_tokens else "frame"
             read = _clear(arrays[name], valid)
@@ -234,7 +242,8 @@ class Programs:
 
         out = []
         for rows in _batches(list(range(len(valid))), level.batch):
-            made = self._call("frame prefix", level.name, prefixes, {name: a[rows.filled] for name, a in arrays.items()}, valid[rows.filled])
+            asked = [None if questions is None else np.stack([getattr(questions[i], name) for i in rows.filled]) for name in ("tokens", "mask")]
+            made = self._call("frame prefix", level.name, prefixes, {name: a[rows.filled] for name, a in arrays.items()}, valid[rows.filled], *asked)
             out += made[: rows.count]
         return out
 
@@ -250,7 +259,8 @@ class Programs:
             else:
                 frame, tokens = jnp.stack([entry["frame"] for entry in entries]), None
             seen, where = self._similarity(state, frame, tokens, ask["vectors"][:, None])
-            visual = revision.dense_visual(self.config, state, level.name, frame, valid, jnp.asarray(self._numbers), seen, where)
+            match = search_signal.Match(seen, where, ask["motion"])
+            visual = revision.dense_visual(self.config, state, level.name, frame, valid, self._numbers, match, ask["tokens"], ask["mask"])
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid[..., None], seen, 0.0)
 
         (batch,) = _batches(list(rows), level.batch)
@@ -268,7 +278,7 @@ class Programs:
 
         def answer(state: dict, tokens, change, valid, ask: dict) -> tuple[Decoded, Any]:
             vectors = ask["vectors"] if self.has_similarity else None
-            visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, jnp.asarray(self._numbers), vectors)
+            visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, self._numbers, vectors, ask["motion"])
             cache = generate.prefix(self.config, state, level.name, self._before[level.name], visual)
             return self._answer(state, level, visual, cache, ask, jnp.sum(valid, 1)), dropped
 

@@ -51,12 +51,12 @@ class Grammar:
 
 def span_grammar(tokenizer: Tokenizer, prompt: PromptConfig, count: int) -> Grammar:
     """The automaton of a level that can name `count` numbers. Raises ConfigError if the answers of a prompt cannot be told apart."""
-    return _span_grammar(tokenizer, prompt.answer, prompt.absent, prompt.digits, count)
+    return _span_grammar(tokenizer, prompt.answer, prompt.absent, prompt.digits, prompt.end, count)
 
 
 @functools.lru_cache(maxsize=32)
-def _span_grammar(tokenizer: Tokenizer, answer: str, absent: str, digits: int, count: int) -> Grammar:
-    prompt = PromptConfig(answer=answer, absent=absent, digits=digits)
+def _span_grammar(tokenizer: Tokenizer, answer: str, absent: str, digits: int, end: str, count: int) -> Grammar:
+    prompt = PromptConfig(answer=answer, absent=absent, digits=digits, end=end)
     paths = {tuple(tokenizer.encode(answer_text(prompt, (s, e)))): (s, e) for s in range(count) for e in range(s, count)}
     if len(paths) != count * (count + 1) // 2:
         raise ConfigError(f"prompt.answer: {answer!r} gives the same tokens for different spans; the tokenizer does not know the numbers up to {count - 1}")
@@ -140,11 +140,12 @@ _END = -2
 def parse(prompt: PromptConfig, text: str) -> Parsed:
     """Numbers of an answer in plain text, from constrained or free decoding: "From 12 to 31.", any case, blanks and final period optional.
 
-    Returns ("span", start, end), "absent", or None where the text is neither, or names an end before its start.
+    Returns ("span", first, last), "absent", or None where the text is neither, or names an end before its start. `last` counts, whatever
+    `prompt.end` says: "From 3 to 5." is ("span", 3, 4) where the end is exclusive.
     """
     found = _span_pattern(prompt.answer).search(text)
     if found:
-        start, end = int(found["start"]), int(found["end"])
+        start, end = int(found["start"]), int(found["end"]) - (prompt.end == "exclusive")
         return ("span", start, end) if start <= end else None
     return "absent" if _literal(prompt.absent).search(text) else None
 

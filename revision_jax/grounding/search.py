@@ -193,8 +193,10 @@ class Searcher:
                 tokens = self.programs.run_tokens(level, tokens, members, length, a.question)
                 chosen = [places.spanned([chosen[i] for i in member]) for member in members]
                 calls[number] += math.ceil(len(chosen) / level.tokens)
-            for group in places.groups(len(chosen), level.tokens):
-                rows.append((number, [chosen[i] for i in group], WindowTokens(*(x[group.start : group.stop] for x in tokens))))
+            for zoom in level.zooms:
+                for group in places.groups(len(chosen), level.tokens // zoom):
+                    shown = [i for i in group for _ in range(zoom)]
+                    rows.append((number, [chosen[i] for i in shown], WindowTokens(*(x[shown] for x in tokens))))
             a.traces.append(Trace(level, count=len(chosen) if level.kind == "nested" else len(windows)))
         decoded, _ = self.programs.window_answers(level, [(tokens, asked[number].question) for number, _, tokens in rows])
         ranked: list[dict[Window, Ranked]] = [{} for _ in asked]
@@ -218,7 +220,7 @@ class Searcher:
         seconds = time.perf_counter() - began
         for number, a in enumerate(asked):
             order = sorted(ranked[number].values(), key=lambda r: (-r.score, r.window))
-            a.ranked = order[: level.beam]
+            a.ranked = order[: max(level.beam, math.ceil(level.beam_share * len(order)))]
             a.regions = places.joined((r.window.start_s, r.window.end_s) for r in a.ranked)
             trace = a.traces[-1]
             trace.windows, trace.kept = order, [r.window for r in a.ranked]
@@ -259,16 +261,16 @@ class Searcher:
         best: dict[tuple[int, Window], float] = {}
         batches = [rows[i : i + level.batch] for i in range(0, len(rows), level.batch)]
         for done, part in enumerate(batches):
-            entries = self._prefixes(source, level, [w for w, _ in part])
-            out = self.programs.frame_answers(level, [(entries[w], asked[number].question) for w, number in part])
+            entries = self._prefixes(source, level, [(w, asked[number].question) for w, number in part])
+            out = self.programs.frame_answers(level, [(entry, asked[number].question) for entry, (_, number) in zip(entries, part, strict=True)])
             for number in {number for _, number in part}:
                 asked[number].traces[-1].calls += 1
             for row, (window, number) in enumerate(part):
                 a = asked[number]
-                valid = int(np.sum(entries[window]["valid"]))
+                valid = int(np.sum(entries[row]["valid"]))
                 best[number, window] = 0.0
                 for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
-                    low, high = places.slot_seconds(window, level.tokens, s, e)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
                     low, high = max(low, start_s), min(high, end_s)
                     if high <= low:
                         continue
@@ -283,16 +285,20 @@ class Searcher:
             trace = a.traces[-1]
             trace.windows, trace.seconds = [Ranked(w, best[number, w]) for w in windows[number]], seconds / len(asked)
 
-    def _prefixes(self, source: Source, level: LevelConfig, windows: Sequence[Window]) -> dict[Window, dict]:
-        """Prefix entries of the windows, from the cache where it has them."""
-        found = {window: self.prefixes.get((source.key, level.name, window)) for window in dict.fromkeys(windows)}
-        missing = [window for window, entry in found.items() if entry is None]
+    def _prefixes(self, source: Source, level: LevelConfig, rows: Sequence[tuple[Window, Question]]) -> list[dict]:
+        """Each row's prefix entry, from the cache where it has it. Questions share them, but where the adapter reads the question."""
+        reads = level.adapter.reads_query
+        keys = [(source.key, level.name, window, question.text if reads else "") for window, question in rows]
+        wanted = dict(zip(keys, rows, strict=True))
+        found = {key: self.prefixes.get(key) for key in wanted}
+        missing = [key for key, entry in found.items() if entry is None]
         if missing:
-            arrays, valid = gather(source, missing, level.tokens, self.programs.names)
-            for window, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid), strict=True):
-                found[window] = entry
-                self.prefixes.put((source.key, level.name, window), entry)
-        return found
+            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names)
+            questions = [wanted[key][1] for key in missing] if reads else None
+            for key, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True):
+                found[key] = entry
+                self.prefixes.put(key, entry)
+        return [found[key] for key in keys]
 
     # ---------------------------------------------------------------------------------------------------------------- patch level
 
@@ -327,7 +333,7 @@ class Searcher:
                 spans = self._spans(level, decoded, row, valid, trace)
                 if present > 0.5 and spans:
                     s, e, _ = spans[0]
-                    low, high = places.slot_seconds(window, level.tokens, s, e)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
                     candidate = a.candidates[which]
                     # A span that touches the window's edge goes on beyond it: it says nothing about where this boundary lies.
                     seen = s > 0 if side == 0 else e < valid - 1

@@ -1,10 +1,14 @@
 """The hierarchical adapter: from aligned image-text features to decoder tokens.
 
-Three kinds, chosen by `AdapterConfig.kind`:
+Kinds, chosen by `AdapterConfig.kind`:
 
-- `DenseAdapter`: one linear layer, a token a frame (ReVisionLLM's dense level; VTimeLLM's projector).
-- `SparseAdapter`: a window and the question become one token (ReVisionLLM's sparse level).
-- `MlpAdapter`: Linear, GELU, Linear (VideoLLaMA3's projector).
+- dense, `DenseAdapter`: one linear layer, a token a frame (ReVisionLLM's dense level; VTimeLLM's projector).
+- sparse, `SparseAdapter`: a window and the question become one token (ReVisionLLM's sparse level).
+- temporal, `SparseAdapter` too: the same encoder, read at the frames (ReVisionLLM's "temporal" form).
+- mlp, `MlpAdapter`: Linear, GELU, Linear (VideoLLaMA3's projector).
+
+ReVisionLLM's "alternate" form is no kind of its own: its even training steps are those of a sparse level, its odd ones those of a dense level, each with
+the same LayerNorm behind it (`AdapterConfig.norm`).
 
 Parameter names *and* layouts are those of the released checkpoints, so that reading one is a rename: a linear layer is `weight` [out, in] and
 `bias` [out], attention is `in_proj_weight` [3 D, D] (q, k, v from top to bottom), `in_proj_bias`, `out_proj`. Lists become dicts keyed by "0", "1", ...
@@ -22,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from revision_jax.config import AdapterConfig
+from revision_jax.config import AdapterConfig, ConfigError
 
 NORM_EPS = 1e-5
 POSITION_EPS = 1e-6
@@ -144,13 +148,15 @@ def self_layer(
 
 
 class DenseAdapter(nn.Module):
-    """Linear: [... D] -> [... H]."""
+    """Linear: [... D] -> [... H], and a LayerNorm where `config.norm` asks for one."""
 
+    config: AdapterConfig
     width_out: int
 
     @nn.compact
     def __call__(self, frames: Float[Array, "*B D"], *, deterministic: bool = True) -> Float[Array, "*B H"]:
-        return _linear(self.param("mm_projector", _linear_init, frames.shape[-1], self.width_out), frames)
+        tokens = _linear(self.param("mm_projector", _linear_init, frames.shape[-1], self.width_out), frames)
+        return _last_norm(self, self.config, tokens)
 
 
 class MlpAdapter(nn.Module):
@@ -166,11 +172,21 @@ class MlpAdapter(nn.Module):
         return _linear(readout["2"], jax.nn.gelu(_linear(readout["0"], frames), approximate=False))
 
 
+def _last_norm(module: nn.Module, config: AdapterConfig, tokens: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
+    """The LayerNorm of the "alternate" form. The released evaluation skips it: so can we, without losing its weights."""
+    if config.norm == "none":
+        return tokens
+    norm = module.param("alternate_layer_norm", lambda key: _norm_init(tokens.shape[-1]))
+    return _norm(norm, tokens) if config.norm == "applied" else tokens
+
+
 class SparseAdapter(nn.Module):
-    """A window and a question become one token.
+    """A window and a question become one token, or (kind "temporal") a token a frame.
 
     Frames read the question (`t2v_encoder`), a learned global token reads the frames (`encoder`), and its output, the summary, is projected to the
     decoder's width. A sequence of summaries of this adapter is itself a valid `frames`: that is how levels nest.
+
+    With `config.inner` the encoder has the decoder's width: frames and question are projected before it, and nothing follows it.
     """
 
     config: AdapterConfig
@@ -185,19 +201,20 @@ class SparseAdapter(nn.Module):
         query_mask: Bool[Array, "B S"],
         *,
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "B H"], Float[Array, "B D"]]:
-        """frames, query: features of width D; masks True where real. Returns (token [B H], summary [B D], the global token before the last linear).
+    ) -> tuple[Float[Array, "B *T H"], Float[Array, "B I"]]:
+        """frames, query: features of width D; masks True where real.
 
+        Returns (token [B H], or [B T H] if temporal; summary [B I]: the global token before the last linear, I = `config.encoder`).
         Needs the rng stream "dropout" when not deterministic and `config.dropout` > 0. Raises ValueError if a width is not `config.width`.
         """
-        c = self.config
+        c, width = self.config, self.config.encoder
         for name, array in (("frames", frames), ("query", query)):
             if array.shape[-1] != c.width:
                 raise ValueError(f"adapter: {name} have width {array.shape[-1]}, config.width is {c.width}")
-        token = self.param("global_rep_token", nn.initializers.normal(1.0), (c.width,))
-        place = self.param("global_rep_pos", nn.initializers.normal(1.0), (c.width,))
-        reader = self.param("t2v_encoder", _layers_init, c.text_layers, c.width, c.mlp)
-        encoder = self.param("encoder", _layers_init, c.self_layers, c.width, c.mlp)
+        token = self.param("global_rep_token", nn.initializers.normal(1.0), (width,))
+        place = self.param("global_rep_pos", nn.initializers.normal(1.0), (width,))
+        reader = self.param("t2v_encoder", _layers_init, c.text_layers, width, c.mlp) if c.text_layers else {}
+        encoder = self.param("encoder", _layers_init, c.self_layers, width, c.mlp)
         projector = self.param("mm_projector", _linear_init, c.width, self.width_out)
 
         def drop(x: Array) -> Array:
@@ -208,25 +225,33 @@ class SparseAdapter(nn.Module):
 
         frames = jnp.where(frame_mask[..., None], frames, 0.0)  # a weight of zero does not silence a NaN: pads are cleared, not only masked
         query = jnp.where(query_mask[..., None], query, 0.0)
-        position = frame_positions(frame_mask, c.width).astype(frames.dtype)
+        if c.inner:
+            frames, query = _linear(projector, frames), _linear(self.param("text_mm_projector", _linear_init, c.width, width), query)
+        position = frame_positions(frame_mask, width).astype(frames.dtype)
         for i in range(c.text_layers):
             frames = text_to_video_layer(reader["layers"][str(i)], frames, position, query, query_mask, c.heads, drop)
 
         batch = frames.shape[0]
 
         def in_front(vector: Array, rest: Array) -> Array:
-            return jnp.concatenate([jnp.broadcast_to(vector.astype(rest.dtype), (batch, 1, c.width)), rest], axis=1)
+            return jnp.concatenate([jnp.broadcast_to(vector.astype(rest.dtype), (batch, 1, width)), rest], axis=1)
 
         x, position = in_front(token, frames), in_front(place, position)
         mask = jnp.concatenate([jnp.ones((batch, 1), bool), frame_mask], axis=1)
         for i in range(c.self_layers):
             x = self_layer(encoder["layers"][str(i)], x, position, mask, c.heads, drop)
         summary = x[:, 0]
-        return _linear(projector, summary), summary
+        read = x[:, 1:] if c.kind == "temporal" else summary
+        return _last_norm(self, c, read if c.inner else _linear(projector, read)), summary
 
 
 def make_adapter(config: AdapterConfig, width_out: int) -> DenseAdapter | SparseAdapter | MlpAdapter:
-    """The adapter module of one level; `width_out` is the decoder's H. Call it as `.init(key, ...)["params"]` and `.apply({"params": ...}, ...)`."""
-    if config.kind == "sparse":
+    """The adapter module of one level; `width_out` is the decoder's H. Call it as `.init(key, ...)["params"]` and `.apply({"params": ...}, ...)`.
+
+    Raises ConfigError for an encoder as wide as neither its input nor the decoder.
+    """
+    if config.inner not in (0, width_out):
+        raise ConfigError(f"adapter.inner: must be 0 or the decoder's width {width_out}, is {config.inner}")
+    if config.reads_query:
         return SparseAdapter(config, width_out)
-    return DenseAdapter(width_out) if config.kind == "dense" else MlpAdapter(width_out)
+    return DenseAdapter(config, width_out) if config.kind == "dense" else MlpAdapter(width_out)

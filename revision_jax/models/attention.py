@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from revision_jax.config import ConfigError
 
 IMPLEMENTATIONS = ("xla", "cudnn")
+BLOCK = 2**28  # scores held at once where every row sees the same columns (an encoder's large picture): 1 GiB of float32
 
 
 def attention(
@@ -31,7 +32,9 @@ def attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if implementation == "xla":
-        return _xla(q, k, v, mask, bias, scale)
+        alike = bias is None and (mask is None or mask.shape[2] == 1)
+        rows = BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
+        return _by_rows(q, k, v, mask, scale, max(rows, 1)) if alike and rows < q.shape[1] else _xla(q, k, v, mask, bias, scale)
     if implementation == "cudnn":
         return _cudnn(q, k, v, mask, bias, scale)
     raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
@@ -56,6 +59,15 @@ def _xla(q, k, v, mask, bias, scale):
     weights = weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
     out = jnp.einsum("bgrsm,bmgd->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(batch, rows, heads, width).astype(q.dtype)
+
+
+def _by_rows(q, k, v, mask, scale, size):
+    """The same numbers, `size` rows after `size` rows: a picture of 16,384 patches would need 17 GB of scores for 16 heads at once."""
+    batch, rows, heads, width = q.shape
+    count = -(-rows // size)
+    blocks = jnp.pad(q, ((0, 0), (0, count * size - rows), (0, 0), (0, 0))).reshape(batch, count, size, heads, width)
+    out = jax.lax.map(lambda block: _xla(block, k, v, mask, None, scale), jnp.moveaxis(blocks, 1, 0))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, count * size, heads, width)[:, :rows]
 
 
 def _by_group(x, groups):

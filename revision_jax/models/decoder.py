@@ -235,11 +235,11 @@ class Decoder(nn.Module):
 
         if self.config.remat and caches is None:
             run = jax.checkpoint(run)
-        stacked = {name: tree["layers"] for name, tree in self.variables.items() if "layers" in tree}
+        trees = {name: tree["layers"] for name, tree in self.variables.items() if "layers" in tree}
         written = []
         for i in range(self.config.layers):
             rngs = {"dropout": self.make_rng("dropout")} if not deterministic and self.has_rng("dropout") else None
-            layer = jax.tree.map(lambda x, i=i: x[i], stacked)
+            layer = {name: tree[str(i)] if "0" in tree else jax.tree.map(lambda x, i=i: x[i], tree) for name, tree in trees.items()}
             hidden, cache = run(layer, hidden, None if caches is None else caches[i], rows if i == self.config.layers - 1 else None, rngs)
             written.append(cache)
         return hidden, written
@@ -291,6 +291,15 @@ def merge_lora(config: DecoderConfig, params: dict, lora: dict) -> tuple[dict, d
         return merged, left
 
     return fold(params, lora)
+
+
+def split_layers(params: dict) -> dict:
+    """`params` with "layers" as {"0": .., "1": ..} in place of stacked arrays: for decoding alone, where taking a layer out of a stack would copy all weights
+    at every token. With NumPy arrays the layers are views; layers that are already apart stay as they are."""
+    if "0" in params["layers"]:
+        return params
+    count = len(jax.tree.leaves(params["layers"])[0])
+    return {**params, "layers": {str(i): jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count)}}
 
 
 # -------------------------------------------------------------------------------------------------------------------------- cache

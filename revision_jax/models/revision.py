@@ -1,7 +1,7 @@
 """The whole model: frames -> features -> visual tokens of a level -> logits of the answer. Pure functions of (config, state, arrays).
 
-State is a plain dict: `params` (vision, text, similarity, decoder), `adapter/<level>` and `lora/<level>`; the LoRA collection of a level also
-holds its search-signal parameters. A call of the decoder sees
+State is a plain dict: `params` (vision, text, similarity, decoder; patch_vision where the patch level has an encoder of its own),
+`adapter/<level>` and `lora/<level>`; the LoRA collection of a level also holds its search-signal parameters. A call of the decoder sees
 
     [ before-text | visual tokens | after-text (the question) | cues | answer ]
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from revision_jax.config import ExperimentConfig, LevelConfig
+from revision_jax.config import ExperimentConfig, LevelConfig, VisionConfig
 from revision_jax.models import signal as search_signal
 from revision_jax.models.adapter import make_adapter
 from revision_jax.models.decoder import Decoder, init_decoder, init_lora
@@ -44,33 +44,40 @@ def init_state(config: ExperimentConfig, key: Array) -> dict:
     """A freshly initialised state, float32. Levels of one kind start from different keys."""
     keys = iter(jax.random.split(key, 8 + 2 * len(config.grounding.levels)))
     vision, text = config.vision, config.text
-    rows, columns = vision.grids[0]
-    patches = jnp.zeros((1, rows * columns, 3 * vision.patch**2))
-    index = jnp.zeros((1, rows * columns), jnp.int32)
-    params = {
-        "vision": VisionTransformer(vision).init(next(keys), patches, index, index, jnp.ones_like(index, bool))["params"],
-        "text": TextTower(text).init(next(keys), jnp.zeros((1, text.max_len), jnp.int32), jnp.ones((1, text.max_len), bool))["params"],
-        "similarity": {"scale": jnp.log(12.0), "bias": jnp.asarray(-7.0)},
-        "decoder": init_decoder(config.decoder, next(keys))["params"],
-    }
+    params = {"vision": _init_vision(vision, next(keys))}
+    text_key = next(keys)
+    if text is not None:
+        ids = jnp.zeros((1, text.max_len), jnp.int32)
+        params["text"] = TextTower(text).init(text_key, ids, jnp.ones_like(ids, bool))["params"]
+        params["similarity"] = {"scale": jnp.log(12.0), "bias": jnp.asarray(-7.0)}
+    params["decoder"] = init_decoder(config.decoder, next(keys))["params"]
+    if config.patch_vision is not None:
+        params["patch_vision"] = _init_vision(config.patch_vision, jax.random.fold_in(key, 1))
     if vision.projection:
         params["projection"] = {"kernel": jax.random.normal(next(keys), (vision.width, vision.projection)) * vision.width**-0.5}
     state = {"params": params}
     for level in config.grounding.levels:
-        state[f"adapter/{level.name}"] = _init_adapter(level, config, next(keys))
+        state[f"adapter/{level.name}"] = init_adapter(level, config, next(keys))
         key = next(keys)
         state[f"lora/{level.name}"] = init_lora(config.decoder, key)
         signal = config.decoder.signal
         if signal.enabled and signal.cues:
-            cues = search_signal.init_cues(signal, 1 + text.phrases, config.decoder.width, jax.random.fold_in(key, 1))
+            cues = search_signal.init_cues(signal, 1 + text.phrases, config.decoder.width, jax.random.fold_in(key, 1), text.motion)
             state[f"lora/{level.name}"]["cues"] = cues
     return state
 
 
-def _init_adapter(level: LevelConfig, config: ExperimentConfig, key: Array) -> dict:
+def _init_vision(vision: VisionConfig, key: Array) -> dict:
+    rows, columns = vision.grids[0]
+    index = jnp.zeros((1, rows * columns), jnp.int32)
+    return VisionTransformer(vision).init(key, jnp.zeros((1, rows * columns, 3 * vision.patch**2)), index, index, jnp.ones_like(index, bool))["params"]
+
+
+def init_adapter(level: LevelConfig, config: ExperimentConfig, key: Array) -> dict:
+    """A fresh adapter of a level."""
     module = make_adapter(level.adapter, config.decoder.width)
     frames = jnp.zeros((1, 2, level.adapter.width))
-    if level.adapter.kind == "sparse":
+    if level.adapter.reads_query:
         return module.init(key, frames, jnp.ones((1, 2), bool), jnp.zeros((1, 2, level.adapter.width)), jnp.ones((1, 2), bool))["params"]
     return module.init(key, frames)["params"]
 
@@ -91,22 +98,25 @@ def encode_frames(
     columns: Int[Array, "B P"],
     valid: Bool[Array, "B P"],
     grid: tuple[int, int],
+    encoder: str = "vision",
 ) -> dict[str, Array]:
-    """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}, float32. B is frames: they never see each other."""
-    out = VisionTransformer(config.vision).apply({"params": params["vision"]}, patches, rows, columns, valid)
+    """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}. B is frames: they never see each other. `encoder`: see `ExperimentConfig.encoder`."""
+    vision = config.encoder(encoder)
+    out = VisionTransformer(vision).apply({"params": params[encoder]}, patches, rows, columns, valid)
     frame = out["frame"]
-    tokens = merge_tokens(out["tokens"], grid, config.vision.merge)
-    if config.vision.projection:
+    tokens = merge_tokens(out["tokens"], grid, vision.merge)
+    if vision.projection:
         frame, tokens = frame @ params["projection"]["kernel"], tokens @ params["projection"]["kernel"]
     return {"frame": frame, "tokens": tokens}
 
 
-def patchify(config: ExperimentConfig, images: Array) -> tuple[Array, Array, Array, Array]:
+def patchify(config: ExperimentConfig, images: Array, encoder: str = "vision") -> tuple[Array, Array, Array, Array]:
     """uint8 frames (B, h, w, 3) to (patches, rows, columns, valid) on the device, in VideoLLaMA3's block-major order.
 
     Equal to `data.frames.patchify`; here for inputs that are cheaper to move as bytes.
     """
-    vision, m, p = config.vision, config.vision.merge, config.vision.patch
+    vision = config.encoder(encoder)
+    m, p = vision.merge, vision.patch
     pixels = (images.astype(jnp.float32) / 255.0 - jnp.asarray(vision.mean)) / jnp.asarray(vision.std)
     patches = rearrange(pixels, "b (hb mh p) (wb mw q) c -> b (hb wb mh mw) (c p q)", mh=m, mw=m, p=p, q=p)
     height, width = images.shape[1] // p, images.shape[2] // p
@@ -116,30 +126,33 @@ def patchify(config: ExperimentConfig, images: Array) -> tuple[Array, Array, Arr
     return patches, jnp.broadcast_to(block(rows), shape), jnp.broadcast_to(block(columns), shape), jnp.ones(shape, bool)
 
 
-def encode_images(config: ExperimentConfig, params: dict, images: Array, keep: float = 1.0) -> dict[str, Array]:
+def encode_images(config: ExperimentConfig, params: dict, images: Array, keep: float = 1.0, encoder: str = "vision") -> dict[str, Array]:
     """`encode_frames` of uint8 frames (B, h, w, 3) that already have the size of a grid bucket.
 
     keep below 1 encodes only that share of the blocks of patches, those with the most contrast, as if the others were not there: half the work
     while pre-training (after FLIP, arXiv 2212.00794, which drops at random). Rows and columns stay true; "tokens" then has as many entries as were kept.
     """
-    grid = (images.shape[1] // config.vision.patch, images.shape[2] // config.vision.patch)
-    patches, rows, columns, valid = patchify(config, images)
+    vision = config.encoder(encoder)
+    grid = (images.shape[1] // vision.patch, images.shape[2] // vision.patch)
+    patches, rows, columns, valid = patchify(config, images, encoder)
     if keep < 1:
-        m2 = config.vision.merge**2
+        m2 = vision.merge**2
         block = rearrange(patches, "b (n m) f -> b n (m f)", m=m2)
         kept = jax.lax.top_k(jnp.var(block, -1), max(1, round(keep * block.shape[1])))[1]
         select = lambda x: rearrange(
             jnp.take_along_axis(rearrange(x, "b (n m) ... -> b n m ...", m=m2), kept.reshape(*kept.shape, *[1] * (x.ndim - 1)), 1), "b n m ... -> b (n m) ..."
         )
         patches, rows, columns, valid = select(patches), select(rows), select(columns), select(valid)
-        grid = (config.vision.merge, patches.shape[1] // config.vision.merge)
-    return encode_frames(config, params, patches, rows, columns, valid, grid)
+        grid = (vision.merge, patches.shape[1] // vision.merge)
+    return encode_frames(config, params, patches, rows, columns, valid, grid, encoder)
 
 
 def encode_text(config: ExperimentConfig, params: dict, ids: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> dict[str, Array]:
-    """Queries to {"tokens": (B, S, D) after the final norm, unprojected; "vectors": (B, F, E)}: the whole query's vector and its phrases'."""
+    """Queries to {"tokens": (B, S, D) after the final norm, unprojected; "vectors": (B, F, E): the whole query's vector and its phrases';
+    "motion": (B, 2), or None for a tower that does not say it}."""
     out = TextTower(config.text).apply({"params": params["text"]}, ids, mask)
-    return {"tokens": out["tokens"], "vectors": jnp.concatenate([out["vector"][:, None], out["phrases"]], 1)}
+    vectors = jnp.concatenate([out["vector"][:, None], out["phrases"]], 1)
+    return {"tokens": out["tokens"], "vectors": vectors, "motion": out["motion"] if config.text.motion else None}
 
 
 def merged_grid(config: ExperimentConfig, tokens: int) -> tuple[int, int]:
@@ -174,16 +187,17 @@ def _numbered(config: ExperimentConfig, params: dict, tokens: Array, numbers: Ar
 
 
 def _signals(
-    config: ExperimentConfig, state: dict, name: str, level: Array | None, where: Array | None, valid: Array, number_ids: Array
+    config: ExperimentConfig, state: dict, name: str, match: search_signal.Match | None, valid: Array, number_ids: Array
 ) -> dict[str, Array]:
     """The query-dependent fields of `Visual`, bias channels apart from the patch level's for each slot: {} where the signal is off."""
     signal = config.decoder.signal
-    if not signal.enabled or level is None:
+    if not signal.enabled or match is None:
         return {}
-    fields = {"signal": search_signal.channels(signal, level[..., 0], valid), "summary": search_signal.summary(signal, level[..., 0], valid)}
+    level = match.level[..., 0]
+    fields = {"signal": search_signal.channels(signal, level, valid), "summary": search_signal.summary(signal, level, valid)}
     if signal.cues:
-        cues = search_signal.cue_tokens(state[f"lora/{name}"]["cues"], search_signal.cue_features(signal, level, where, valid))
-        fields |= {"cues": _numbered(config, state["params"], cues, jnp.arange(level.shape[1]), number_ids), "cues_valid": valid}
+        cues = search_signal.cue_tokens(state[f"lora/{name}"]["cues"], search_signal.cue_features(signal, match, valid))
+        fields |= {"cues": _numbered(config, state["params"], cues, jnp.arange(valid.shape[1]), number_ids), "cues_valid": valid}
     return fields
 
 
@@ -194,15 +208,23 @@ def dense_visual(
     frames: Float[Array, "B T E"],
     valid: Bool[Array, "B T"],
     number_ids: Int[Array, "M"],
-    level: Float[Array, "B T F"] | None = None,
-    where: Float[Array, "B T F 2"] | None = None,
+    match: search_signal.Match | None = None,
+    query: Float[Array, "B S D"] | None = None,
+    query_mask: Bool[Array, "B S"] | None = None,
 ) -> Visual:
-    """One token a frame. `level`, `where`: the frames' similarity to the query's vectors, or None to leave the search signal off."""
+    """One token a frame. `match`: how the frames match the query, or None to leave the search signal off.
+
+    `query`: the question's token features, which a "temporal" adapter reads; others give the same tokens whatever is asked.
+    """
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
     frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
-    tokens = adapter.apply({"params": state[f"adapter/{name}"]}, frames)
+    variables = {"params": state[f"adapter/{name}"]}
+    if config.grounding.level(name).adapter.reads_query:
+        tokens, _ = adapter.apply(variables, frames, valid, query, query_mask)
+    else:
+        tokens = adapter.apply(variables, frames)
     tokens = _numbered(config, state["params"], tokens, jnp.arange(frames.shape[1]), number_ids)
-    return Visual(tokens, valid, **_signals(config, state, name, level, where, valid, number_ids))
+    return Visual(tokens, valid, **_signals(config, state, name, match, valid, number_ids))
 
 
 def sparse_tokens(
@@ -230,11 +252,11 @@ def window_visual(
     tokens: Float[Array, "B W H"],
     valid: Bool[Array, "B W"],
     number_ids: Int[Array, "M"],
-    level: Float[Array, "B W F"] | None = None,
+    match: search_signal.Match | None = None,
 ) -> Visual:
-    """A group of sparse (or nested) tokens as the decoder sees it; `level`: each window's similarity (`signal.top_mean` of its frames')."""
+    """A group of sparse (or nested) tokens as the decoder sees it; `match`: each window's similarity (`signal.top_mean` of its frames')."""
     tokens = _numbered(config, state["params"], jnp.where(valid[..., None], tokens, 0.0), jnp.arange(tokens.shape[1]), number_ids)
-    return Visual(tokens, valid, **_signals(config, state, name, level, None, valid, number_ids))
+    return Visual(tokens, valid, **_signals(config, state, name, match, valid, number_ids))
 
 
 def patch_visual(
@@ -246,6 +268,7 @@ def patch_visual(
     valid: Bool[Array, "B T"],
     number_ids: Int[Array, "M"],
     vectors: Float[Array, "B F E"] | None = None,
+    motion: Float[Array, "B 2"] | None = None,
 ) -> tuple[Visual, Int[Array, "B"]]:
     """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
     level_config, params = config.grounding.level(name), state["params"]
@@ -255,14 +278,15 @@ def patch_visual(
     adapter = make_adapter(level_config.adapter, config.decoder.width)
     visual = adapter.apply({"params": state[f"adapter/{name}"]}, packed)
     visual = _numbered(config, params, visual, frame_index, number_ids)
-    if not config.decoder.signal.enabled or vectors is None:
+    # Tokens of another encoder share no space with the query: the patch level then looks without the search signal.
+    if not config.decoder.signal.enabled or vectors is None or config.patch_vision is not None:
         return Visual(visual, kept_valid), dropped
     # A token carries its frame's channels (so that the frame where the match begins stands out), scaled by how well it matches beside
     # the frame's best token (so that among a frame's patches the subject's stand out).
     logits = search_signal.token_logits(params["similarity"], tokens[:, :, None], vectors[:, None])
     level = jax.nn.sigmoid(search_signal.frame_logits(logits))
     where = search_signal.place(logits, merged_grid(config, tokens.shape[2]))
-    fields = _signals(config, state, name, level, where, valid, number_ids)
+    fields = _signals(config, state, name, search_signal.Match(level, where, motion), valid, number_ids)
     whole = logits[:, :, 0]
     beside_best = jnp.exp(whole - jnp.max(whole, -1, keepdims=True))
     own = jax.vmap(lambda x, t, n: x[t, n])(beside_best, frame_index, cell_index)

@@ -8,11 +8,21 @@ question. See DESIGN "The search signal"; the channels `rise` and `fall` and the
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from revision_jax.config import SignalConfig
+
+
+class Match(NamedTuple):
+    """How slots (frames or windows) match a query: similarity to each of its F vectors, where in the frame, and the way its subject is said to move."""
+
+    level: Float[Array, "*b T F"]
+    where: Float[Array, "*b T F 2"] | None = None  # None for windows of frames, which have no place
+    motion: Float[Array, "*b 2"] | None = None  # None where the text tower does not say it
 
 
 def unit(x: Array) -> Array:
@@ -91,9 +101,9 @@ def summary(config: SignalConfig, level: Float[Array, "*b T"], mask: Bool[Array,
 # --------------------------------------------------------------------------------------------------------------------------- cues
 
 
-def cue_size(config: SignalConfig, vectors: int) -> int:
-    """Features of a cue where the query has `vectors` vectors."""
-    return 4 * vectors + 2 * len(config.scales)
+def cue_size(config: SignalConfig, vectors: int, motion: bool = False) -> int:
+    """Features of a cue where the query has `vectors` vectors; `motion`: the text tower says which way its subject moves."""
+    return 4 * vectors + (3 if motion else 2) * len(config.scales)
 
 
 def travel(level: Float[Array, "*b T"], where: Float[Array, "*b T 2"], reach: int) -> Float[Array, "*b T 2"]:
@@ -113,12 +123,18 @@ def travel(level: Float[Array, "*b T"], where: Float[Array, "*b T 2"], reach: in
     return covariance / (variance + 1e-6) * jnp.sqrt(12.0 * variance + 1e-12)
 
 
-def cue_features(
-    config: SignalConfig, level: Float[Array, "*b T F"], where: Float[Array, "*b T F 2"] | None, mask: Bool[Array, "*b T"]
-) -> Float[Array, "*b T R"]:
+def agreement(travels: Float[Array, "*b T 2"], motion: Float[Array, "*b 2"]) -> Float[Array, "*b T"]:
+    """How well the way that a match travels agrees with the way the query says: their inner product. Above zero along it, below against it, zero across it
+    and where the query says none. A decoder would have to learn this product of question and film; given, it reads it off."""
+    return jnp.einsum("...tc,...c->...t", travels, motion.astype(jnp.float32), precision="highest")
+
+
+def cue_features(config: SignalConfig, match: Match, mask: Bool[Array, "*b T"]) -> Float[Array, "*b T R"]:
     """What a cue says of its slot, float32, zero where masked: of every query vector the similarity, a tenth of its log-odds, and the match's
-    place; and how far the first phrase's match (of a tower without phrases, the query's) travels, over `config.scales`. Windows of frames have no place.
+    place; how far the first phrase's match (of a tower without phrases, the query's) travels, over `config.scales`; and where the query's motion is
+    known, how well each of these agrees with it.
     """
+    level, where = match.level, match.where
     level = jnp.where(mask[..., None], level.astype(jnp.float32), 0.0)
     clipped = jnp.clip(level, 1e-5, 1 - 1e-5)
     odds = (jnp.log(clipped) - jnp.log1p(-clipped)) / 10.0
@@ -126,14 +142,15 @@ def cue_features(
     subject = min(1, level.shape[-1] - 1)
     seen = level[..., subject]
     moves = [4.0 * seen[..., None] * travel(seen, where[..., subject, :], reach) for reach in config.scales]
+    agreed = [] if match.motion is None else [2.0 * agreement(move, match.motion)[..., None] for move in moves]
     place = (2.0 * level[..., None] * (where - 0.5)).reshape(*level.shape[:-1], -1)
-    return jnp.where(mask[..., None], jnp.concatenate([level, odds, place, *moves], -1), 0.0)
+    return jnp.where(mask[..., None], jnp.concatenate([level, odds, place, *moves, *agreed], -1), 0.0)
 
 
-def init_cues(config: SignalConfig, vectors: int, width: int, key: Array) -> dict:
+def init_cues(config: SignalConfig, vectors: int, width: int, key: Array, motion: bool = False) -> dict:
     """Weights of `cue_tokens`, float32: {"fc1": {"kernel" [R H], "bias"}, "fc2": {"kernel" [H H], "bias"}}."""
     first, second = jax.random.split(key)
-    size = cue_size(config, vectors)
+    size = cue_size(config, vectors, motion)
     return {
         "fc1": {"kernel": jax.random.normal(first, (size, width)) * size**-0.5, "bias": jnp.zeros(width)},
         "fc2": {"kernel": jax.random.normal(second, (width, width)) * width**-1.0, "bias": jnp.zeros(width)},

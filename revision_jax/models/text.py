@@ -15,11 +15,12 @@ from revision_jax.models.vision import Block
 
 
 class TextTower(nn.Module):
-    """Token ids to {"tokens": [B S D] after the last norm, "vector": [B E] projected, "phrases": [B F E]}.
+    """Token ids to {"tokens": [B S D] after the last norm, "vector": [B E] projected, "phrases": [B F E], "motion": [B 2]}.
 
     `phrases` are F = `config.phrases` more vectors, each trained to stand for one thing that the query speaks of: of "a red ring passes behind a blue
     square" the ring and the square, of "a red ring turns green" the red and the green ring. One vector can say that both are there; only two can say
-    which of them is.
+    which of them is. `motion` (zeros unless `config.motion`) is the way that the query says its subject moves, (rows, columns): up is (-1, 0), to the
+    right (0, 1), nowhere (0, 0). No picture shows it; `signal.agreement` compares it with the way that a match travels.
 
     `mask` marks the real positions, which come first. What lies elsewhere (ids outside the vocabulary, too) changes nothing, and its tokens are
     zero. Pooling: "eos" reads the last real position, "mean" averages the real ones, "last" reads position S - 1: SigLIP is trained with its padding as
@@ -52,7 +53,10 @@ class TextTower(nn.Module):
         if config.phrases:
             phrases = LoraLinear(config.phrases * config.projection, use_bias=True, name="phrase_projection")(pooled)
             phrases = phrases.reshape(-1, config.phrases, config.projection)
-        return {"tokens": tokens, "vector": vector, "phrases": phrases}
+        motion = jnp.zeros((ids.shape[0], 2), vector.dtype)
+        if config.motion:
+            motion = LoraLinear(2, use_bias=True, name="motion_projection")(pooled)
+        return {"tokens": tokens, "vector": vector, "phrases": phrases, "motion": motion}
 
 
 def _pool(x: Float[Array, "B S D"], mask: Bool[Array, "B S"], pool: str) -> Float[Array, "B D"]:

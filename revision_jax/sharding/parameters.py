@@ -16,34 +16,34 @@ Names = tuple[str | None, ...]
 # Adapters keep the released files' layout, weight [out, in]; their widths are small beside the decoder's.
 TABLE: dict[str, Names] = {
     # the ViT and the text tower
-    "params/vision/patch_embed/kernel": ("patch", "embed"),
-    "params/vision/patch_embed/bias": ("norm",),
-    "params/vision/position": ("patch", "embed"),
-    "params/vision/class_token|class_position": ("norm",),
-    "params/vision/pool/probe": ("norm",),
-    "params/vision/pool/q|k|v/kernel": ("embed", "heads"),
-    "params/vision/pool/q|k|v/bias": ("heads",),
-    "params/vision/pool/out/kernel": ("heads", "embed"),
-    "params/vision/pool/out/bias": ("norm",),
-    "params/vision/pool/mlp/fc1/kernel": ("embed", "mlp"),
-    "params/vision/pool/mlp/fc1/bias": ("mlp",),
-    "params/vision/pool/mlp/fc2/kernel": ("mlp", "embed"),
-    "params/vision/pool/mlp/fc2/bias": ("norm",),
-    "params/vision/pool/norm/scale|bias": ("norm",),
+    "params/vision|patch_vision/patch_embed/kernel": ("patch", "embed"),
+    "params/vision|patch_vision/patch_embed/bias": ("norm",),
+    "params/vision|patch_vision/position": ("patch", "embed"),
+    "params/vision|patch_vision/class_token|class_position": ("norm",),
+    "params/vision|patch_vision/pool/probe": ("norm",),
+    "params/vision|patch_vision/pool/q|k|v/kernel": ("embed", "heads"),
+    "params/vision|patch_vision/pool/q|k|v/bias": ("heads",),
+    "params/vision|patch_vision/pool/out/kernel": ("heads", "embed"),
+    "params/vision|patch_vision/pool/out/bias": ("norm",),
+    "params/vision|patch_vision/pool/mlp/fc1/kernel": ("embed", "mlp"),
+    "params/vision|patch_vision/pool/mlp/fc1/bias": ("mlp",),
+    "params/vision|patch_vision/pool/mlp/fc2/kernel": ("mlp", "embed"),
+    "params/vision|patch_vision/pool/mlp/fc2/bias": ("norm",),
+    "params/vision|patch_vision/pool/norm/scale|bias": ("norm",),
     "params/text/embedding": ("vocab", "embed"),
     "params/text/position": ("patch", "embed"),
     "params/text/projection|phrase_projection/kernel": ("embed", None),
     "params/text/projection|phrase_projection/bias": (None,),
-    "params/vision|text/blocks_*/attention/q|k|v/kernel": ("embed", "heads"),
-    "params/vision|text/blocks_*/attention/q|k|v/bias": ("heads",),
-    "params/vision|text/blocks_*/attention/out/kernel": ("heads", "embed"),
-    "params/vision|text/blocks_*/attention/out/bias": ("norm",),
-    "params/vision|text/blocks_*/mlp/fc1/kernel": ("embed", "mlp"),
-    "params/vision|text/blocks_*/mlp/fc1/bias": ("mlp",),
-    "params/vision|text/blocks_*/mlp/fc2/kernel": ("mlp", "embed"),
-    "params/vision|text/blocks_*/mlp/fc2/bias": ("norm",),
-    "params/vision|text/blocks_*/norm1|norm2/scale|bias": ("norm",),
-    "params/vision|text/pre_norm|post_norm/scale|bias": ("norm",),
+    "params/vision|patch_vision|text/blocks_*/attention/q|k|v/kernel": ("embed", "heads"),
+    "params/vision|patch_vision|text/blocks_*/attention/q|k|v/bias": ("heads",),
+    "params/vision|patch_vision|text/blocks_*/attention/out/kernel": ("heads", "embed"),
+    "params/vision|patch_vision|text/blocks_*/attention/out/bias": ("norm",),
+    "params/vision|patch_vision|text/blocks_*/mlp/fc1/kernel": ("embed", "mlp"),
+    "params/vision|patch_vision|text/blocks_*/mlp/fc1/bias": ("mlp",),
+    "params/vision|patch_vision|text/blocks_*/mlp/fc2/kernel": ("mlp", "embed"),
+    "params/vision|patch_vision|text/blocks_*/mlp/fc2/bias": ("norm",),
+    "params/vision|patch_vision|text/blocks_*/norm1|norm2/scale|bias": ("norm",),
+    "params/vision|patch_vision|text/pre_norm|post_norm/scale|bias": ("norm",),
     # the aligned space and the similarity in it
     "params/projection/kernel": ("embed", None),
     "params/similarity/scale|bias": (),
@@ -75,8 +75,9 @@ TABLE: dict[str, Names] = {
     "lora/*/cues/fc2/kernel": ("embed", None),
     "lora/*/cues/fc1|fc2/bias": ("norm",),
     # adapters
-    "adapter/*/mm_projector/weight": (None, "embed"),
-    "adapter/*/mm_projector/bias": ("norm",),
+    "adapter/*/mm_projector|text_mm_projector/weight": (None, "embed"),
+    "adapter/*/mm_projector|text_mm_projector/bias": ("norm",),
+    "adapter/*/alternate_layer_norm/weight|bias": ("norm",),
     "adapter/*/readout/*/weight": (None, "embed"),
     "adapter/*/readout/*/bias": ("norm",),
     "adapter/*/global_rep_token|global_rep_pos": ("norm",),
@@ -95,7 +96,7 @@ TABLE: dict[str, Names] = {
 def matches(pattern: str, name: str) -> bool:
     """Whether a parameter's name fits a pattern of the table, key by key.
 
-    "params/vision|text/blocks_*/mlp" fits "params/text/blocks_3/mlp", not "params/text/blocks_3/mlp/fc1".
+    "params/vision|patch_vision|text/blocks_*/mlp" fits "params/text/blocks_3/mlp", not "params/text/blocks_3/mlp/fc1".
     """
     wanted, keys = pattern.split("/"), name.split("/")
     return len(wanted) == len(keys) and all(any(fnmatchcase(key, choice) for choice in want.split("|")) for want, key in zip(wanted, keys, strict=True))

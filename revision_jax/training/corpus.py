@@ -17,6 +17,9 @@ from jax.experimental import multihost_utils
 
 from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.data.corpus import Corpus, TrainVideo
+from revision_jax.data.datasets import registry
+from revision_jax.data.datasets.build import examples, find
+from revision_jax.data.datasets.corpus import train_videos
 from revision_jax.data.features import FeatureStore, matches
 from revision_jax.data.synthetic.script import split_script
 from revision_jax.data.synthetic.write import write
@@ -36,28 +39,47 @@ def render_film(split: str, index: int, duration_s: float, fps: int, directory: 
     return str(film)
 
 
-def _store(film: Path, config: ExperimentConfig, params: dict, path: Path, rate: float) -> FeatureStore:
-    """The film's features at `rate`: those on disk if they are of this film, encoder and rate, otherwise made now."""
+def _store(film: Path, config: ExperimentConfig, params: dict, path: Path, rate: float, encoder: str = "vision") -> FeatureStore:
+    """The film's features at `rate`, as `encoder` sees it: those on disk if they are of this film, encoder and rate, otherwise made now."""
     if path.exists():
         try:
             store = FeatureStore(path)
-            if matches(store.header, content_hash(film), encoder_identity(config, params), rate):
+            if matches(store.header, content_hash(film), encoder_identity(config, params, encoder), rate):
                 return store
             store.close()
         except UserError:
             pass  # a broken store is made again
-    return extract(film, config, params, path, rate=rate)
+    return extract(film, config, params, path, rate=rate, encoder=encoder)
+
+
+def built_corpus(config: ExperimentConfig, report: Report | None = None) -> Corpus:
+    """The train split of the built dataset that `config.data` names, with its feature stores.
+
+    Raises ConfigError where `data` does not say where these are, UserError for a dataset that was not built and for videos without usable features.
+    """
+    data = config.data
+    name, _, preset = data.dataset.partition("/")
+    if name not in registry.GROUNDING:
+        raise ConfigError(f"data.dataset: {data.dataset!r} is not one of synthetic, {', '.join(registry.GROUNDING)}")
+    for field, what in (("root", "the folder of built datasets"), ("features", "the folder of feature stores")):
+        if not getattr(data, field):
+            raise ConfigError(f"data.{field}: must name {what} for dataset {data.dataset!r}")
+    built = find(data.root, name, preset)
+    videos, counts = train_videos(config, examples(built, "train"), data.features, data.on_missing)
+    if report is not None:
+        report(f"{data.dataset}: {', '.join(f'{number} videos {what}' for what, number in counts.items())}", counts["used"], sum(counts.values()))
+    return Corpus(videos)
 
 
 def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report: Report | None = None, workers: int = 2) -> Corpus:
     """Renders and encodes what `config.data` asks for under workdir/corpus and returns it; every process of a pod makes its share.
 
     params: the state's "params" (the encoder). The first `patch_videos` films are stored a second time, at the patch level's rate.
-    Raises ConfigError for a dataset that is not the synthetic world.
+    A dataset other than the synthetic world is read as it was built, with the features that `config.data` names (`built_corpus`).
     """
     data = config.data
     if data.dataset != "synthetic":
-        raise ConfigError(f"data.dataset: {data.dataset!r} cannot be rendered; known is 'synthetic'")
+        return built_corpus(config, report)
     patch = next((level for level in config.grounding.levels if level.kind == "patch"), None)
     patch_videos = data.patch_videos if patch is not None else 0
     root = Path(workdir) / "corpus"
@@ -77,7 +99,7 @@ def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report:
                     report(f"encoding {place(index).name}", done, len(mine))
                 _store(film, config, params, place(index) / "features", config.grounding.rate)
                 if index < patch_videos:
-                    _store(film, config, params, place(index) / "patches", patch.rate)
+                    _store(film, config, params, place(index) / "patches", patch.rate, config.patch_encoder)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

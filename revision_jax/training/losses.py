@@ -19,6 +19,7 @@ from revision_jax.models import signal as search_signal
 
 Metrics = dict[str, Array]
 PHRASE = 0.5  # weight of each phrase's contrastive loss beside the whole caption's
+MOTION = 4.0  # weight of the squared error of the way that captions say; it is learnt in a few hundred steps and then costs nothing
 
 
 def stage_loss(config: ExperimentConfig, stage: StageConfig, constants: dict) -> Callable[[dict, dict, Array], tuple[Array, Metrics]]:
@@ -37,8 +38,9 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
     """Sigmoid loss over all (image, caption) pairs, as SigLIP's, with exact labels.
 
     batch: images uint8 (B, h, w, 3); caption_ids / caption_mask (B, C, S), each image's captions, half of which hold and half are hard negatives;
-    labels (B, B C): does image b show what caption j says? phrase_labels (B, F, B C): does it show the f-th thing that it speaks of? tag_ids /
-    tag_mask (B, A, S), captions of one attribute, the same for every image, and tag_labels (B, A).
+    labels (B, B C): does image b show what caption j says? phrase_labels (B, F, B C): does it show the f-th thing that it speaks of? travels (B, C, 2):
+    the way that each caption says (rows, columns; zeros for none). tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image, and
+    tag_labels (B, A).
     Own captions, tags and other images' captions make about a third of the loss each.
     keep: share of each image's blocks of patches that are encoded, those with the most contrast (see `revision.encode_images`).
     """
@@ -46,7 +48,8 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
     images, captions = labels.shape
     features = revision.encode_images(config, params, batch["images"], keep)
     ids, mask = (jnp.concatenate([batch[f"caption_{name}"].reshape(captions, -1), batch[f"tag_{name}"][0]]) for name in ("ids", "mask"))
-    vectors = revision.encode_text(config, params, ids, mask)["vectors"]
+    text = revision.encode_text(config, params, ids, mask)
+    vectors = text["vectors"]
     logits = pair_logits(config, params, features, vectors[:, 0])
     logits, tag_logits = logits[:, :captions], logits[:, captions:]
     own = (jnp.arange(captions) // (captions // images))[None] == jnp.arange(images)[:, None]
@@ -74,6 +77,12 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         said, shown = pair_logits(config, params, features, vectors[:captions, 1 + number]), batch["phrase_labels"][:, number]
         loss = loss + PHRASE * sum(pair_loss(said, shown))
         metrics[f"phrase_accuracy_{number}"] = jnp.sum(((said > 0) == shown) * own) / jnp.sum(own)
+    if config.text.motion:
+        said, true = text["motion"][:captions], batch["travels"].reshape(captions, 2)
+        moving = jnp.any(true != 0, -1)
+        along = jnp.sum(said * true, -1)
+        loss = loss + MOTION * jnp.mean(jnp.square(said - true))
+        metrics["motion_recall"] = jnp.sum((along > 0.5) * moving) / jnp.maximum(jnp.sum(moving), 1)
     return loss, metrics
 
 
@@ -98,7 +107,8 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     state = _encoders_frozen(state)
     features = revision.encode_images(config, state["params"], batch["images"])
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    vectors = revision.encode_text(config, state["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))["vectors"]
+    text = revision.encode_text(config, state["params"], flat(batch["caption_ids"]), flat(batch["caption_mask"]))
+    vectors = text["vectors"]
 
     levels = {level.kind: level for level in config.grounding.levels if not level.baseline}
     tokens = jnp.asarray(features["tokens"])[:, None]
@@ -119,10 +129,10 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     shown = jnp.where(slots[..., None] >= 0, unit[slots], 0.0) + 0.05 * jax.random.normal(noise, (*slots.shape, unit.shape[-1]))
     level = jax.nn.sigmoid(12.0 * jnp.einsum("rte,re->rt", shown, query) - 9.0)
     level = jnp.clip(level + 0.05 * jax.random.normal(blank, level.shape), 0.0, 1.0)
-    visual = revision.dense_visual(
-        config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"],
-        jnp.repeat(level[..., None], vectors.shape[1], -1), jnp.full((*slots.shape, vectors.shape[1], 2), 0.5),
-    )  # fmt: skip
+    level = jnp.repeat(level[..., None], vectors.shape[1], -1)
+    motion = None if text["motion"] is None else text["motion"][batch["point_query"]]
+    match = search_signal.Match(level, jnp.full((*level.shape, 2), 0.5), motion)
+    visual = revision.dense_visual(config, state, levels["dense"].name, shown, jnp.ones(slots.shape, bool), constants["number_ids"], match)
     point_logits = revision.answer_logits(
         config, state, levels["dense"].name, visual, constants["before_ids"], batch["point_after_ids"], batch["point_after_mask"], batch["point_answer_ids"]
     )
@@ -166,10 +176,12 @@ def level_visual(
     """The visual tokens of a batch, by the level's kind."""
     level, params = config.grounding.level(name), state["params"]
     if level.kind == "patch":
-        return revision.patch_visual(config, state, name, batch["tokens"], batch["change"], batch["frame_mask"], number_ids, text["vectors"])[0]
+        arrays = batch["tokens"], batch["change"], batch["frame_mask"]
+        return revision.patch_visual(config, state, name, *arrays, number_ids, text["vectors"], text["motion"])[0]
     if level.kind == "dense":
         seen, where = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vectors"][:, None])
-        return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, seen, where)
+        match = search_signal.Match(seen, where, text["motion"])
+        return revision.dense_visual(config, state, name, batch["frames"], batch["frame_mask"], number_ids, match, text["tokens"], query_mask)
     sparse = config.grounding.below(name) if level.kind == "nested" else level
     windows = batch["window_mask"].shape[1]
     seen, _ = revision.similarity(config, params, batch["frames"], batch["tokens"], text["vectors"][:, None, None])
@@ -189,7 +201,8 @@ def level_visual(
             config, state, name, flat(split(jax.lax.stop_gradient(summary))), flat(inside), spread(text["tokens"], runs), spread(query_mask, runs)
         )
         window_level, valid = search_signal.top_mean(split(window_level), inside, 1), jnp.any(inside, -1)
-    return revision.window_visual(config, state, name, tokens.reshape(*valid.shape, -1), valid, number_ids, window_level)
+    match = search_signal.Match(window_level, None, text["motion"])
+    return revision.window_visual(config, state, name, tokens.reshape(*valid.shape, -1), valid, number_ids, match)
 
 
 def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Array, Array]:

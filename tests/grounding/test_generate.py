@@ -17,7 +17,7 @@ from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import generate
 from revision_jax.grounding.programs import Programs, WindowTokens
 from revision_jax.grounding.prompt import parse_ids
-from revision_jax.models import revision
+from revision_jax.models import revision, signal
 from tests.grounding.conftest import WIDTH, noisy_state
 
 ROWS, COUNTS = 4, (12, 7, 1, 12)
@@ -46,7 +46,7 @@ def forced(config, tokenizer, programs):
 
     @jax.jit
     def run(state, token, seen, valid, after_ids, after_mask):
-        visual = revision.window_visual(config, state, "sparse", token, valid, jnp.asarray(programs._numbers), seen)
+        visual = revision.window_visual(config, state, "sparse", token, valid, jnp.asarray(programs._numbers), signal.Match(seen))
         spread = lambda x: jnp.broadcast_to(x, (len(ids), *x.shape[1:]))
         visual = jax.tree.map(spread, visual)
         before = jnp.asarray(programs._before["sparse"])
@@ -122,7 +122,7 @@ def test_free_decoding_is_greedy_by_teacher_forcing_and_sampling_stays_in_the_nu
 
     @jax.jit
     def run(state, token, seen):
-        visual = revision.window_visual(config, state, "sparse", token, jnp.ones(seen.shape[:2], bool), jnp.asarray(programs._numbers), seen)
+        visual = revision.window_visual(config, state, "sparse", token, jnp.ones(seen.shape[:2], bool), jnp.asarray(programs._numbers), signal.Match(seen))
         cache = generate.prefix(config, state, "sparse", programs._before["sparse"], visual)
         asked = generate.ask(config, state, "sparse", cache, visual, *after, steps)
         greedy = generate.free(config, state, "sparse", asked, steps, tokenizer.eos, tokenizer.pad)

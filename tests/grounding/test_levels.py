@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.config import ConfigError, LevelConfig
-from revision_jax.data.windows import frame_span, slot_times
+from revision_jax.data.windows import frame_span, instants, slot_times
 from revision_jax.grounding import levels
 from tests.grounding.conftest import small_config
 
@@ -65,6 +65,33 @@ def test_numbers_and_seconds_invert_each_other(start, first, length, slots):
     found = frame_span(slot_times(start, 120.0, slots), np.ones(slots, bool), moment)
     low, high = levels.slot_seconds(window, slots, *found)
     assert abs(low - moment[0]) <= 0.5 * tick + 1e-6 and abs(high - moment[1]) <= 0.5 * tick + 1e-6
+
+
+@given(i=st.integers(0, 50), n=st.integers(0, 249), m=st.integers(0, 249))
+def test_numbers_that_are_instants_are_read_as_the_released_model_means_them(i, n, m):
+    """t = 62.5 i + n / 2 at MAD's dense level; an instant alone is widened by one to both sides, and "249 to 249" is nothing."""
+    first, last = sorted((n, m))
+    low, high = levels.slot_seconds(levels.Window(62.5 * i, 62.5 * i + 125, 125.0), 250, first, last, "instant")
+    if first < last:
+        assert (low, high) == pytest.approx((62.5 * i + first / 2, 62.5 * i + last / 2))
+    elif first < 249:
+        assert (low, high) == pytest.approx((max(62.5 * i + (first - 1) / 2, 0.0), 62.5 * i + (last + 1) / 2))
+    else:
+        assert low == high
+
+
+def test_frames_whose_end_is_exclusive_stand_for_the_time_up_to_the_next_one():
+    assert levels.slot_seconds(levels.Window(100.0, 220.0, 120.0), 120, 12, 31, "exclusive") == (112.0, 132.0)
+    assert levels.slot_seconds(levels.Window(100.0, 130.5, 120.0), 120, 12, 31, "exclusive") == (112.0, 130.5)  # cut at the window's end
+
+
+@given(start=st.floats(0, 120), length=st.floats(1.0, 60.0))
+def test_instants_are_labels_within_half_a_slot(start, length):
+    times, mask, moment = slot_times(50.0, 125.0, 250), np.ones(250, bool), (start + 50.0, min(start + length, 124.0) + 50.0)
+    if moment[1] - moment[0] < 1.0:
+        return
+    found = levels.slot_seconds(levels.Window(50.0, 175.0, 125.0), 250, *instants(times, mask, moment), "instant")
+    assert found == pytest.approx(moment, abs=0.25 + 1e-6)
 
 
 def test_numbers_of_windows_are_their_times():

@@ -6,10 +6,11 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import ConfigError, PromptConfig
+from revision_jax.config import ConfigError, ExperimentConfig, PromptConfig
 from revision_jax.data.prompts import answer_text
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.grounding import prompt
+from tests.real_tokenizers import byte_level, sentencepiece_like
 
 RELEASED = PromptConfig(answer="From {start} to {end}.", absent="Not Present", digits=2)
 
@@ -23,6 +24,55 @@ def digit_tokenizer() -> Tokenizer:
     inner.pre_tokenizer = pre.Sequence([pre.WhitespaceSplit(), pre.Punctuation("isolated"), pre.Digits(individual_digits=True)])
     inner.add_special_tokens(special)
     return Tokenizer(inner)
+
+
+FRAMES = PromptConfig(answer="From {start} to {end}.", absent="Not Present", digits=2, end="instant")
+GROUPS = PromptConfig(answer="From {start} to {end}.", absent="Not Present", end="exclusive")
+REAL = {"sentencepiece": sentencepiece_like, "byte-level": byte_level}
+
+
+@pytest.mark.parametrize("which", REAL)
+def test_tokenizers_are_what_they_stand_for(which):
+    tok = Tokenizer(REAL[which]())
+    text = "From 120 to 7. caf\u00e9 \u96ea"
+    assert tok.decode(tok.encode(text)) == text
+    assert tok.unk not in tok.encode(text)  # an unknown character is bytes
+    assert sum(tok.token(i).isdigit() for i in tok.encode("1207")) == 4  # digits stand alone
+    if which == "sentencepiece":
+        assert [tok.token(i) for i in tok.encode("From 12")] == ["\u2581From", "\u2581", "1", "2"]
+
+
+@pytest.mark.parametrize("which", REAL)
+@pytest.mark.parametrize(("given", "count"), [(FRAMES, 103), (GROUPS, 33)])
+def test_the_automaton_works_with_real_tokenizers(which, given, count):
+    """Several tokens a number, and a number's end is told by what follows it."""
+    tok = Tokenizer(REAL[which]())
+    grammar = prompt.span_grammar(tok, given, count)
+    for limit in (1, count // 3):
+        spans = {(*tok.encode(answer_text(given, (s, e))), tok.eos): (s, e) for s in range(limit) for e in range(s, limit)}
+        allowed = language(grammar, limit)
+        assert allowed == set(spans) | {(*tok.encode(given.absent), tok.eos)}
+        assert all(prompt.parse_ids(tok, given, ids) == ("span", *span) for ids, span in spans.items())
+    assert prompt.parse_ids(tok, given, [*tok.encode("Not Present"), tok.eos]) == "absent"
+    assert len(grammar.next) < 2000
+
+
+@pytest.mark.parametrize("which", REAL)
+def test_an_answer_is_tokenised_as_it_was_in_training(which):
+    """There the whole text behind the video was one string; here question and answer are encoded apart."""
+    tok = Tokenizer(REAL[which]())
+    asked = "\nDuring which frames can we see a red ring? ASSISTANT:"
+    between = " " if which == "byte-level" else ""  # a sentencepiece puts the blank in front by itself
+    for text in (answer_text(FRAMES, (5, 123)), answer_text(GROUPS, (0, 99)), "Not Present"):
+        assert tok.encode(asked) + tok.encode(between + text) == tok.encode(f"{asked} {text}")
+
+
+def test_what_the_numbers_name():
+    assert answer_text(FRAMES, (5, 123)) == "From 05 to 123." and answer_text(GROUPS, (5, 5)) == "From 5 to 6."
+    assert prompt.parse(GROUPS, "From 5 to 6.") == ("span", 5, 5) and prompt.parse(FRAMES, "From 05 to 05.") == ("span", 5, 5)
+    assert prompt.parse(GROUPS, "From 5 to 5.") is None  # nothing lies between
+    with pytest.raises(ConfigError, match=r"prompt\.end: 'open' is not one of inclusive, exclusive, instant"):
+        ExperimentConfig.from_dict({"grounding": {"levels": [{"prompt": {"end": "open"}}]}})
 
 
 def walk(grammar: prompt.Grammar, ids: list[int], count: int = 10**6) -> bool:

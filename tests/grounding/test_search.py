@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,10 @@ from revision_jax.errors import UserError
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.prefix_cache import PrefixCache
+from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.source import ArraySource, gather
-from tests.grounding.conftest import TOKENS, WIDTH, random_film
+from tests.grounding.conftest import TOKENS, WIDTH, noisy_state, random_film
 
 QUERIES = ["a red ring", "a blue square"]
 
@@ -220,3 +222,47 @@ def test_the_prefix_cache_keeps_its_budget():
     assert cache.bytes == 100 and len(cache) == 2 and (cache.hits, cache.misses) == (3, 2)
     cache.clear()
     assert cache.bytes == 0 and cache.get("a") is None
+
+
+def test_a_long_film_keeps_its_share_of_windows(config, programs):
+    level = dataclasses.replace(config.grounding.level("sparse"), beam_share=0.1)
+    levels = tuple(level if other.name == "sparse" else other for other in config.grounding.levels)
+    searcher = Searcher(dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels)), programs)
+    for seconds, windows, kept in ((300, 29, 4), (900, 89, 9)):  # at least the beam of four
+        sparse = searcher.search(random_film(seconds), QUERIES[:1], refine=patches)[0].levels[0]
+        assert (sparse.count, len(sparse.kept)) == (windows, kept)
+
+
+def test_zooms_ask_about_fewer_windows_each_shown_several_times(config, programs):
+    """A window's rank is its best over the zooms; whatever the zoom, a call has the level's one shape."""
+    def zoomed(*zooms):
+        levels = tuple(dataclasses.replace(level, zooms=zooms) if level.name == "sparse" else level for level in config.grounding.levels)
+        changed = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
+        return Searcher(changed, programs).search(random_film(600), QUERIES[:1])[0].levels[0]
+
+    plain, both = zoomed(1), zoomed(3, 1)
+    compiled = dict(programs.traces)
+    assert both.calls - plain.calls == 10 - 3  # 59 windows in 5 groups, and in 15 of four windows; two groups a call
+    scores = {ranked.window: ranked.score for ranked in plain.windows}
+    gains = np.array([ranked.score - scores[ranked.window] for ranked in both.windows])
+    assert len(both.windows) == 59 and gains.min() > -1e-6 and gains.max() > 1e-3
+    assert zoomed(12).calls - plain.calls == 30 - 3  # a window alone
+    assert programs.traces == compiled
+
+
+def test_an_adapter_that_reads_the_question_shares_no_prefix(config, tokenizer):
+    def temporal(level):
+        return dataclasses.replace(level, adapter=dataclasses.replace(level.adapter, kind="temporal", heads=2, mlp=24)) if level.kind == "dense" else level
+
+    changed = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=tuple(map(temporal, config.grounding.levels))))
+    searcher = Searcher(changed, Programs(changed, noisy_state(changed), tokenizer))
+    film, places = random_film(600), [[(100.0, 110.0)], [(100.0, 110.0)]]
+    together = searcher.localise(film, QUERIES, places)
+    assert searcher.prefixes.misses == 2  # one window, two questions
+    assert [spans(found) for found in searcher.localise(film, QUERIES, places)] == [spans(found) for found in together]
+    assert searcher.prefixes.misses == 2
+    other = searcher.localise(film, QUERIES[1:], places[1:])[0]
+    assert np.asarray(spans(other)) == pytest.approx(np.asarray(spans(together[1])), abs=1e-4)
+    window, level = together[0].levels[0].windows[0].window, changed.grounding.level("dense")
+    first, second = (searcher._prefixes(film, level, [(window, searcher._question(query))])[0]["cache"] for query in QUERIES)
+    assert not all(np.allclose(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))

@@ -102,3 +102,17 @@ def test_unknown_implementation_and_wrong_dtype_say_what_is_right():
         attention(q, k, v, implementation="flash")
     with pytest.raises(ConfigError, match=r"'cudnn' needs bfloat16 or float16, got float32"):
         attention(q, k, v, implementation="cudnn")
+
+
+def test_rows_after_rows_give_the_same_numbers(monkeypatch):
+    """A large picture is attended in blocks of rows: 7 rows in blocks of 2, then a block that is not full."""
+    import importlib
+
+    module = importlib.import_module("revision_jax.models.attention")
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 7, 4, 8)) for i in range(3))
+    mask = jnp.arange(7)[None, None, None, :] < jnp.asarray([7, 4])[:, None, None, None]
+    whole = module.attention(q, k, v, mask=mask)
+    monkeypatch.setattr(module, "BLOCK", 2 * 4 * 7 * 2)
+    blocks = jax.make_jaxpr(lambda q: module.attention(q, k, v, mask=mask))(q)
+    assert "scan" in str(blocks)
+    np.testing.assert_allclose(module.attention(q, k, v, mask=mask), whole, atol=1e-6)

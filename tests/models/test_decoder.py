@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
+from revision_jax.config import DecoderConfig, ExperimentConfig, LoraConfig, SignalConfig
+from revision_jax.convert.llama import LLAMA
+from revision_jax.convert.load import load_state
+from revision_jax.convert.source import ArraySource
 from revision_jax.models.decoder import (
     SIGNAL_GAIN,
     Decoder,
@@ -27,7 +30,6 @@ from revision_jax.models.decoder import (
     take_rows,
 )
 from tests.golden.make_decoder import CONFIGS, LIVE, reference
-from tests.models.torch_decoder_weights import decoder_params
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIGNAL = SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), init=1.0)
@@ -92,7 +94,8 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
 def logits_like(arrays: dict, config: DecoderConfig, **replace) -> np.ndarray:
     config = dataclasses.replace(config, **replace)
     weights = {key.removeprefix("weight/"): np.asarray(value, np.float32) for key, value in arrays.items() if key.startswith("weight/")}
-    decoder, tree = Decoder(config), {"params": jax.tree.map(jnp.asarray, decoder_params(weights, config.layers, config.tie_embeddings))}
+    state = load_state([LLAMA.plan(ArraySource(weights), ExperimentConfig(decoder=config))])
+    decoder, tree = Decoder(config), {"params": jax.tree.map(jnp.asarray, state["params"]["decoder"])}
     embeds = decoder.apply(tree, jnp.asarray(arrays["ids"]), method=Decoder.embed)
     hidden, _ = call(config, tree, embeds, jnp.asarray(arrays["positions"]), jnp.asarray(arrays["mask"]))
     return np.asarray(decoder.apply(tree, hidden, method=Decoder.logits))

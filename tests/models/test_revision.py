@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revision_jax.models import revision
+from revision_jax.models import revision, signal
 from tests import tiny
 
 CONFIG = tiny.config()
@@ -55,7 +55,8 @@ def test_encoding_half_of_an_image_is_encoding_it_with_the_other_half_masked():
 def dense(frames, valid, level=None):
     level = None if level is None else jnp.repeat(level[..., None], 3, -1)  # the whole query and two phrases
     where = None if level is None else jnp.where(valid[..., None, None], jax.random.uniform(jax.random.key(1), (*level.shape, 2)), jnp.nan)
-    return revision.dense_visual(CONFIG, state(), "dense", frames, valid, NUMBERS, level, where)
+    match = None if level is None else signal.Match(level, where, jnp.ones((len(level), 2)))
+    return revision.dense_visual(CONFIG, state(), "dense", frames, valid, NUMBERS, match)
 
 
 def logits(visual, after=None, mask=None, answer=None, name="dense"):
@@ -127,7 +128,7 @@ def test_patches_that_did_not_change_are_not_shown(moved):
     tokens = random(1, 8, 4, tiny.WIDTH)
     change = jnp.zeros((1, 8, 4)).at[0, 5, :moved].set(50.0)
     valid = jnp.ones((1, 8), bool)
-    visual, dropped = revision.patch_visual(CONFIG, state(), "patch", tokens, change, valid, NUMBERS, random(1, 3, tiny.WIDTH))
+    visual, dropped = revision.patch_visual(CONFIG, state(), "patch", tokens, change, valid, NUMBERS, random(1, 3, tiny.WIDTH), random(1, 2))
     assert int(visual.valid.sum()) == 4 + moved + 6  # the first frame whole, what changed, one token of each other frame
     assert int(dropped[0]) == 0
     other = jnp.where(change[..., None] > 0, tokens, tokens * 1.0).at[0, 6, 3].set(1e4)  # a patch that was pruned

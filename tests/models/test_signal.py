@@ -58,8 +58,9 @@ def test_what_lies_under_the_mask_changes_nothing(seed, count):
     np.testing.assert_array_equal(signal.channels(ALL, level, mask), signal.channels(ALL, dirty, mask))
     np.testing.assert_array_equal(signal.summary(ALL, level, mask), signal.summary(ALL, dirty, mask))
     twice = lambda x: jnp.stack([x, x], 1)
-    clean = signal.cue_features(ALL, twice(level), twice(where), mask)
-    np.testing.assert_array_equal(clean, signal.cue_features(ALL, twice(dirty), twice(far), mask))
+    motion = jnp.asarray([0.0, 1.0])
+    clean = signal.cue_features(ALL, signal.Match(twice(level), twice(where), motion), mask)
+    np.testing.assert_array_equal(clean, signal.cue_features(ALL, signal.Match(twice(dirty), twice(far), motion), mask))
     assert np.all(np.asarray(clean)[~mask] == 0) and np.isfinite(clean).all()
     assert np.all(np.asarray(signal.channels(ALL, dirty, mask))[~mask] == 0)
 
@@ -102,12 +103,25 @@ def test_a_far_event_does_not_blur_the_near_travel():
 def test_a_cue_says_what_its_slot_shows():
     level = jnp.asarray([[0.0, 0.5, 0.0], [1.0, 0.9, 0.1]])
     where = jnp.asarray(np.random.default_rng(0).random((2, 3, 2)), jnp.float32)
-    made = np.asarray(signal.cue_features(ALL, level, where, jnp.ones(2, bool)))
+    made = np.asarray(signal.cue_features(ALL, signal.Match(level, where), jnp.ones(2, bool)))
     assert made.shape == (2, signal.cue_size(ALL, 3))
     np.testing.assert_allclose(made[:, :3], level, atol=1e-6)
     np.testing.assert_allclose(made[0, 3:6], [-1.1513, 0, -1.1513], atol=1e-4)
     np.testing.assert_allclose(made[1, 4], np.log(9) / 10, atol=1e-5)
     np.testing.assert_allclose(made[1, 6:12], (2 * np.asarray(level)[1, :, None] * (np.asarray(where)[1] - 0.5)).reshape(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [(0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_a_cue_says_whether_a_match_moves_as_the_query_says(way):
+    time = np.arange(40)
+    level = jnp.asarray((time >= 10) & (time < 30), jnp.float32)[:, None] * 0.9 + 0.02
+    where = jnp.asarray(np.stack([np.full(40, 0.5), np.clip((time - 10) / 20, 0.1, 0.9)], -1), jnp.float32)[:, None]  # to the right
+    made = np.asarray(signal.cue_features(ALL, signal.Match(level, where, jnp.asarray(way)), jnp.ones(40, bool)))
+    assert made.shape == (40, signal.cue_size(ALL, 1, motion=True))
+    agreed = made[20, -len(ALL.scales) :]
+    assert agreed[-1] * way[1] >= 0.5 * abs(way[1]) and (way[1] or abs(agreed).max() < 0.05)
+    bare = np.asarray(signal.cue_features(ALL, signal.Match(level, where), jnp.ones(40, bool)))
+    np.testing.assert_array_equal(made[:, : bare.shape[1]], bare)
 
 
 def test_top_mean_counts_missing_frames_as_zero():

@@ -20,7 +20,7 @@ def test_clip_equals_transformers(source, garbage):
     weights, data = case(source, "clip_text")
     config = TextConfig(**BASE, projection=12, causal=True, pool="eos", activation="quick_gelu", norm_eps=1e-5)
     mask = np.arange(golden.LENGTH) < data["lengths"][:, None]
-    out = jitted(TextTower(config))[0](torch_weights.clip_text(weights, 2), jnp.asarray(np.where(mask, data["ids"], garbage)), jnp.asarray(mask))
+    out = jitted(TextTower(config))[0](torch_weights.clip_text(weights, config), jnp.asarray(np.where(mask, data["ids"], garbage)), jnp.asarray(mask))
     assert_close(np.asarray(out["tokens"])[mask], data["tokens"][mask])
     assert_close(out["vector"], data["vector"])
 
@@ -32,7 +32,7 @@ def test_siglip_equals_transformers(source, garbage):
     weights, data = case(source, "siglip_text")
     config = TextConfig(**BASE, projection=16, causal=False, pool="last", activation="gelu_tanh", norm_eps=1e-6, pad_id=1)
     mask = np.arange(golden.LENGTH) < data["lengths"][:, None]
-    out = jitted(TextTower(config))[0](torch_weights.siglip_text(weights, 2), jnp.asarray(np.where(mask, data["ids"], garbage)), jnp.asarray(mask))
+    out = jitted(TextTower(config))[0](torch_weights.siglip_text(weights, config), jnp.asarray(np.where(mask, data["ids"], garbage)), jnp.asarray(mask))
     assert_close(np.asarray(out["tokens"])[mask], data["tokens"][mask])
     assert_close(out["vector"], data["vector"])
 

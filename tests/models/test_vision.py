@@ -66,7 +66,7 @@ def test_rope2d_equals_transformers(source, merge, garbage):
     config = VisionConfig(**BASE, position="rope2d", grids=((8, 8),), merge=merge)
     grids = golden.GRIDS[merge]
     patches, rows, cols, valid = bucket(data["patches"], grids, merge, 28, garbage)
-    out = jitted(VisionTransformer(config))[0](torch_weights.videollama3_vision(weights, 2), patches, rows, cols, valid)
+    out = jitted(VisionTransformer(config))[0](torch_weights.videollama3_vision(weights, config), patches, rows, cols, valid)
     real = np.asarray(valid)
     states = [out["embedded"], *out["blocks"]]
     assert len(states) == len(data["hidden"])
@@ -89,7 +89,7 @@ def test_clip_equals_transformers(source):
     config = VisionConfig(
         **BASE, position="learned", grids=(golden.CLIP_GRID,), merge=1, pool="cls", class_token=True, pre_norm=True, activation="quick_gelu", norm_eps=1e-5
     )
-    params = torch_weights.clip_vision(weights, 2)
+    params = torch_weights.clip_vision(weights, config)
     out = jitted(VisionTransformer(config))[0](params, *learned_inputs(data["images"]))
     for ours, theirs in zip([out["embedded"], *out["blocks"]], data["hidden"], strict=True):
         assert_close(ours, theirs)
@@ -104,7 +104,7 @@ def test_clip_equals_transformers(source):
 def test_siglip_equals_transformers(source):
     weights, data = case(source, "siglip_vision")
     config = VisionConfig(**BASE, position="learned", grids=(golden.CLIP_GRID,), merge=1, pool="attention")
-    out = jitted(VisionTransformer(config))[0](torch_weights.siglip_vision(weights, 2), *learned_inputs(data["images"]))
+    out = jitted(VisionTransformer(config))[0](torch_weights.siglip_vision(weights, config), *learned_inputs(data["images"]))
     for ours, theirs in zip([out["embedded"], *out["blocks"]], data["hidden"], strict=True):
         assert_close(ours, theirs)
     assert_close(out["tokens"], data["last"])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Int8, UInt8
+from jaxtyping import Bool, Float32, Int8, UInt8
 from PIL import Image
 
 from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIZE_WORDS, caption, phrase, random_query
@@ -22,7 +22,7 @@ from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS,
 
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
-_COUNTS = {0: 0.04, 1: 0.36, 2: 0.36, 3: 0.10, "pair": 0.14}  # subjects of a picture; pair: one covers the other
+_COUNTS = {0: 0.04, 1: 0.32, 2: 0.32, 3: 0.10, "pair": 0.22}  # subjects of a picture; pair: one covers the other
 
 
 @lru_cache(maxsize=GROUNDS)
@@ -152,7 +152,7 @@ def _negative(drawn: tuple[Drawn, ...], dice: Dice) -> Query:
             upper = dice.pick([item for item in drawn if item.over is not None])
             query = Query(_look(upper.subject, dice, 0.35), relation="front", other=_look(drawn[upper.over].subject, dice, 0.35))
             query = query if dice.chance(0.5) else query.converse
-            if dice.chance(0.4):
+            if dice.chance(0.5):
                 query = replace(query, relation=_swapped(query.relation, RELATIONS, dice))
             elif dice.chance(0.5):
                 query = replace(query, other=swap_look(query.other, dice))
@@ -184,7 +184,7 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
     seed: any whole number; pictures of different seeds are independent. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
     j says, as far as a single picture can tell), "phrase_labels": bool [B 2 B*C] as `judge_phrases`, "full_captions": list of B str, such as
-    "a small red ring and a large blue striped star .", "tags", "tag_labels": bool [B A] as `single_words`}.
+    "a small red ring and a large blue striped star .", "travels": float32 [B*C 2] as `travels`, "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
     for number in range(batch):
@@ -199,7 +199,7 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
     tags, tag_labels = single_words(scenes, Dice("tags", seed))
     return {
         "images": np.stack(images), "captions": captions, "labels": judge(scenes, queries), "phrase_labels": judge_phrases(scenes, queries).swapaxes(0, 1),
-        "full_captions": full, "tags": tags, "tag_labels": tag_labels,
+        "full_captions": full, "travels": travels(queries), "tags": tags, "tag_labels": tag_labels,
     }  # fmt: skip
 
 
@@ -215,6 +215,14 @@ def single_words(scenes: list[tuple[Drawn, ...]], dice: Dice) -> tuple[list[str]
             captions.append(f"a {word}" if kind == "shape" else f"something {word}")
             labels.append([any(getattr(item.subject, kind) == value for item in drawn) for drawn in scenes])
     return captions, np.array(labels).T
+
+
+_WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0), None: (0, 0)}
+
+
+def travels(queries: list[Query]) -> Float32[np.ndarray, "Q 2"]:
+    """The way that each question says its subject moves, (rows, columns): up is (-1, 0); zeros for none."""
+    return np.array([_WAYS[query.motion] for query in queries], np.float32)
 
 
 _CODES = {name: code for names in (SIZES, PATTERNS, COLOURS, SHAPES) for code, name in enumerate(names)}

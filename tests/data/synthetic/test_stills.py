@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from revision_jax.data.synthetic.stills import judge, judge_phrases, still, still_batch, still_queries
-from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Query, shows
+from revision_jax.data.synthetic.stills import judge, judge_phrases, still, still_batch, still_queries, travels
+from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Look, Query, shows
 
 
 def test_still_is_a_function_of_its_seed():
@@ -54,11 +54,17 @@ def test_phrase_labels_are_the_predicate_of_each_thing_that_a_question_speaks_of
     assert (both | ~judge(scenes, queries) | np.array([query.form == "change" for query in queries])).all()  # a change holds before or after it
 
 
+def test_travels_are_the_ways_that_questions_say():
+    look = Look("red", "ring", None, None)
+    said = travels([Query(look, motion=way) for way in ("left", "right", "up", "down")] + [Query(look), Query(look, to_colour="blue")])
+    assert said.tolist() == [[0, -1], [0, 1], [-1, 0], [1, 0], [0, 0], [0, 0]]
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_still_batch(seed):
     batch = still_batch(seed, 7, 3)
     assert batch["images"].shape == (7, FRAME, FRAME, 3) and batch["labels"].shape == (7, 21) and batch["labels"].dtype == bool
-    assert batch["phrase_labels"].shape == (7, 2, 21)
+    assert batch["phrase_labels"].shape == (7, 2, 21) and batch["travels"].shape == (21, 2)
     assert len(batch["captions"]) == 21 and len(batch["full_captions"]) == 7
     again = still_batch(seed, 7, 3)
     assert np.array_equal(batch["images"], again["images"]) and batch["captions"] == again["captions"] and np.array_equal(batch["labels"], again["labels"])
