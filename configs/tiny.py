@@ -67,7 +67,18 @@ def get_config() -> ExperimentConfig:
                     prompt=windows,
                 ),
                 LevelConfig(
-                    name="sparse", kind="sparse", span_s=60.0, stride_s=30.0, tokens=120, frames=30, batch=1, beam=11, spans=11, adapter=sparse, prompt=windows
+                    name="sparse",
+                    kind="sparse",
+                    span_s=60.0,
+                    stride_s=30.0,
+                    tokens=120,
+                    frames=30,
+                    batch=1,
+                    beam=11,
+                    beam_share=0.09,
+                    spans=11,
+                    adapter=sparse,
+                    prompt=windows,
                 ),
                 LevelConfig(
                     name="dense",
