@@ -12,6 +12,7 @@ from typing import Any
 
 _EXPORTS = {
     "Answer": "revision_jax.grounding.answer",
+    "Chat": "revision_jax.chat.chat",
     "EncodedVideo": "revision_jax.grounding.grounder",
     "Grounder": "revision_jax.grounding.grounder",
     "Moment": "revision_jax.grounding.answer",
