@@ -1,8 +1,11 @@
-"""Measures: `python -m launch.bench ground [--json F]`.
+"""Measures: `python -m launch.bench ground|convert [--json F]`.
 
 ground: what a person waits for on an hour of video, in fresh processes: the first question (reading, encoding, compiling, searching), another question as
 a new command, a further one in the same process; how many programs are compiled for ten minutes and for three hours; and, with --long, how much
 memory nine hours take beside one.
+
+convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
+of the same files, and the most anonymous memory that it takes.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workdir", type=Path, default=Path("outputs/bench"), metavar="DIR", help="rendered videos, kept for the next time (default outputs/bench)"
     )
+    parser.add_argument("--config", default="videollama3_2b", metavar="CONFIG", help="convert: the preset whose checkpoint is made (default videollama3_2b)")
     parser.add_argument("--long", action="store_true", help="also nine hours of video, for memory (minutes more)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
     return parser.parse_args(arguments)
@@ -107,7 +111,73 @@ def ground(options: argparse.Namespace) -> dict[str, float | int]:
     return figures
 
 
-BENCHES = {"ground": ground}
+def convert(options: argparse.Namespace) -> dict[str, float | int]:
+    """Figures of `launch.convert` on a random VideoLLaMA3 of full size. The files are read from the disk, not from memory, as far as the system allows."""
+    from launch.train import load_config
+    from revision_jax.convert.rehearsal import random_checkpoint
+
+    source, out = options.workdir / f"{options.config}-random", options.workdir / f"{options.config}-converted"
+    if not source.exists():
+        random_checkpoint(source, "video_llama_3", load_config(options.config))
+    shutil.rmtree(out, ignore_errors=True)
+    files = sorted(source.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
+    _forget(files)
+    began = time.perf_counter()
+    for file in files:
+        _read(file)
+    plain = time.perf_counter() - began
+    _forget(files)
+    try:
+        seconds, peak = watched([sys.executable, "-m", "launch.convert", "--source", "video_llama_3", "--path", str(source), "--out", str(out)])
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+    return {
+        "size (GB)": size / 1e9, "converted in (s)": seconds, "a plain read of the files (s)": plain, "share of a plain read's speed": plain / seconds,
+        "peak anonymous memory (MiB)": peak / 2**20,
+    }  # fmt: skip
+
+
+BENCHES = {"ground": ground, "convert": convert}
+
+
+def watched(command: list[str]) -> tuple[float, int]:
+    """(wall seconds, most anonymous resident bytes) of a command in a process of its own, asked for every 5 ms. Linux only. Raises UserError if it fails."""
+    from revision_jax.errors import UserError
+
+    began, peak = time.perf_counter(), 0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        peak = max(peak, anonymous(process.pid))
+        time.sleep(0.005)
+    if process.returncode != 0:
+        errors = process.stderr.read().strip()
+        raise UserError(f"{' '.join(command[1:4])}: failed ({errors.splitlines()[-1] if errors else 'no message'})")
+    return time.perf_counter() - began, peak
+
+
+def anonymous(pid: int | str = "self") -> int:
+    """Bytes of resident memory that no file backs; 0 for a process that is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+
+
+def _read(file: Path) -> None:
+    buffer = bytearray(16 * 2**20)
+    with open(file, "rb", buffering=0) as stream:
+        while stream.readinto(buffer):
+            pass
+
+
+def _forget(files: Sequence[Path]) -> None:
+    """Asks the system to drop the files' pages."""
+    for file in files:
+        with open(file, "rb+") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _video(workdir: Path, seconds: int) -> Path:

@@ -20,8 +20,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="Stopped and started again, it goes on with the video it was at.",
     )
     parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR", help="default: the shipped tiny model")
-    parser.add_argument("--dataset", default="synthetic", help="synthetic (the rendered world) or folder (annotated videos under --data); default synthetic")
-    parser.add_argument("--data", metavar="DIR", help="where the videos are, or are rendered to (default: the cache folder)")
+    known = "synthetic (the rendered world, default), folder (annotated videos under --data), or a dataset that launch.datasets lists"
+    parser.add_argument("--dataset", default="synthetic", metavar="NAME", help=known)
+    where = "where the videos are, or are rendered to (default: the cache folder); of a listed dataset where it was built, or its owners' annotations"
+    parser.add_argument("--data", metavar="DIR", help=where)
+    parser.add_argument("--videos", metavar="DIR", help="the videos of a listed dataset, each called by its id (default: --data)")
     parser.add_argument("--split", help="of the world: train, validation, test, composition, length (default test; with --fit: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N videos of the split (default: all that the checkpoint's config names)")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="of the rendered videos (default an hour, of the length split three)")
@@ -64,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             count = options.limit or datasets.videos_of(split, config.data)
             data = Path(options.data) if options.data else cache / "data"
             items = datasets.synthetic(split, data, count, options.duration, lambda done, of: progress(done, of, "rendering videos"))
-        else:
+        elif options.dataset == "folder":
             items = datasets.folder(Path(options.data), options.limit)
+        else:
+            items = datasets.field(options.dataset, Path(options.data), split, Path(options.videos) if options.videos else None, options.limit)
     grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
     if options.fit:
         _fit(options, grounder, items)
@@ -86,10 +91,14 @@ def _check(options: argparse.Namespace) -> None:
     from revision_jax.errors import UserError
     from revision_jax.evaluation.datasets import DATASETS
 
-    if options.dataset not in DATASETS:
+    if options.dataset.partition("/")[0] not in DATASETS:
         raise UserError(f"--dataset: {options.dataset!r} is not one of {', '.join(DATASETS)}")
     if options.dataset == "folder" and not options.data:
         raise UserError("--data: a folder of annotated videos must be given with --dataset folder")
+    if options.dataset != "synthetic" and not options.data:
+        raise UserError(f"--data: a folder must be given with --dataset {options.dataset}: where it was built, or its owners' annotations")
+    if options.videos and options.dataset in ("synthetic", "folder"):
+        raise UserError("--videos: is for the datasets that launch.datasets lists; of others the videos lie under --data")
     if options.dataset == "folder" and options.split and not options.fit:
         raise UserError("--split: a folder has no splits; give the folder of the split as --data")
     for name in ("limit", "top_k"):

@@ -53,9 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = questions(options.query, options.queries)
     # What is cheap to find out is found out before jax is loaded, and before anything is encoded.
     from revision_jax.checkpoint import load_config
+    from revision_jax.convert.assemble import is_foreign
     from revision_jax.data.video import probe
 
-    load_config(options.checkpoint)
+    if not is_foreign(options.checkpoint):
+        load_config(options.checkpoint)
     for video in options.videos:
         probe(video)
 

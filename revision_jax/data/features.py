@@ -2,7 +2,7 @@
 
 One ArrayRecord file a video. Frames are grouped into blocks of fixed duration; each array of each block is a record of its own, so that reading
 the frame vectors of nine hours never touches their patch tokens, and a window costs the records of its blocks alone. The last record is the
-header. A record is four magic bytes, a length, a small JSON object and raw little-endian bytes: no pickle anywhere. Format, version 1:
+header. What a record is: `records.py`. Format, version 1:
 
     records[i * (A + 1) + a]   array a (sorted by name; "times" is last) of the i-th stored block:  b"RVB1" u32 {"array","block","dtype","shape"} bytes
     records[-1]                b"RVH1" u32 {"version", FeatureHeader's fields, "blocks": [[block number, frames], ...]}
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import struct
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,23 +27,26 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float64, Shaped
 
+from revision_jax.data import records
+from revision_jax.data.records import READER_OPTIONS, WRITER_OPTIONS
 from revision_jax.errors import UserError
 
 VERSION = 1
 BLOCK_MAGIC = b"RVB1"
 HEADER_MAGIC = b"RVH1"
 TIMES = "times"
-# Features hardly compress (float16 noise), and uncompressed windows read twice as fast.
-WRITER_OPTIONS = "group_size:1,uncompressed"
-READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+
+
+class StoreError(UserError):
+    """A store cannot be written: a fault of the place it is to lie in, not of the video."""
 
 
 @dataclass(frozen=True)
 class FeatureHeader:
     """What a store says about itself. `arrays` is {name: (shape of one frame's entry, dtype)}, such as {"frame": ((96,), "float16")}."""
 
-    video_hash: str  # content hash of the video file
-    encoder: str  # identity of what made the features: weights, frame size, patching
+    video_hash: str  # content hash of the video file; of imported features, whose video nobody has, "id:" and the video's name
+    encoder: str  # identity of what made the features: weights, frame size, patching; of imported ones the name that the importer was told
     rate: float  # ticks (frames) per second
     duration_s: float
     arrays: dict[str, tuple]  # name -> (shape, dtype)
@@ -61,15 +62,28 @@ class FeatureHeader:
         plain = {name: (tuple(int(n) for n in shape), np.dtype(dtype).name) for name, (shape, dtype) in sorted(self.arrays.items())}
         object.__setattr__(self, "arrays", plain)
         object.__setattr__(self, "warnings", tuple(self.warnings))
+        for name in ("rate", "duration_s", "block_s", "fps"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 5 and 5.0 are the same bytes on disk
 
 
-def differences(header: FeatureHeader, video_hash: str, encoder: str, rate: float) -> list[str]:
-    """How a store differs from what is wanted, one phrase each; empty if it can be used."""
-    wanted = {"video_hash": video_hash, "encoder": encoder, "rate": rate}
+def store_path(folder: str | Path, video_id: str, kind: str = "features") -> Path:
+    """Where a video's store lies in a folder of stores: `folder/VIDEO_ID.features` (`.patches` for the patch level's); an id may name sub-folders.
+
+    Raises UserError for an id that is empty or leads out of the folder.
+    """
+    parts = video_id.split("/")
+    if "\\" in video_id or "\0" in video_id or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"video id {video_id!r}: is no name of a file below {folder}; it must not be empty, absolute or climb out with '..'")
+    return Path(folder, *parts[:-1], f"{parts[-1]}.{kind}")
+
+
+def differences(header: FeatureHeader, video_hash: str | None, encoder: str, rate: float) -> list[str]:
+    """How a store differs from what is wanted, one phrase each; empty if it can be used. A `video_hash` of None fits any."""
+    wanted = {"video_hash": header.video_hash if video_hash is None else video_hash, "encoder": encoder, "rate": rate}
     return [f"its {name} is {getattr(header, name)!r}, not {value!r}" for name, value in wanted.items() if getattr(header, name) != value]
 
 
-def matches(header: FeatureHeader, video_hash: str, encoder: str, rate: float) -> bool:
+def matches(header: FeatureHeader, video_hash: str | None, encoder: str, rate: float) -> bool:
     """Whether a store was made from this video, by this encoder, at this rate."""
     return not differences(header, video_hash, encoder, rate)
 
@@ -77,8 +91,11 @@ def matches(header: FeatureHeader, video_hash: str, encoder: str, rate: float) -
 class FeatureWriter:
     """Writes a store. `append` in order of time, then `close`; as a context manager it closes, or on an exception leaves nothing behind.
 
-    Memory is one block. Raises UserError where the disk is full or the path cannot be written; what was written is removed first.
+    Memory is one block. Raises StoreError where the disk is full or the path cannot be written, and UserError for features that are not numbers; what
+    was written is removed first.
     """
+
+    complete = damaged = False  # `feature_parts.ResumableWriter` may begin with more than nothing
 
     def __init__(self, path: str | Path, header: FeatureHeader):
         self.path = Path(path)
@@ -88,7 +105,7 @@ class FeatureWriter:
         self._block: int | None = None
         self._pending: dict[str, list[np.ndarray]] = {}
         self._blocks: list[tuple[int, int]] = []
-        self._frames = 0
+        self.frames = 0  # appended so far
         self._last_time = -np.inf
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +114,7 @@ class FeatureWriter:
                 self._writer.close()  # raises what went wrong
         except (OSError, RuntimeError) as error:
             self.abort()
-            raise UserError(f"{self.path}: cannot be written ({_reason(error)})") from None
+            raise StoreError(f"{self.path}: cannot be written ({records.reason(error)})") from None
 
     def append(self, times: Float64[np.ndarray, "n"], arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> None:
         """Adds n frames: seconds (never falling) and their arrays, converted to the header's dtypes.
@@ -115,9 +132,14 @@ class FeatureWriter:
             array = np.asarray(arrays[name])
             if array.shape != (len(times), *shape):
                 raise ValueError(f"{name} has shape {array.shape}, not {(len(times), *shape)}")
-            cast[name] = array.astype(np.dtype(dtype).newbyteorder("<"))
+            with np.errstate(over="ignore"):  # beyond float16 is infinity: for whoever reads to judge
+                cast[name] = array.astype(np.dtype(dtype).newbyteorder("<"))
+            if cast[name].dtype.kind == "f" and np.isnan(cast[name]).any():
+                self.abort()
+                number = self.frames + int(np.isnan(cast[name]).reshape(len(times), -1).any(1).argmax())
+                raise UserError(f"{self.path}: {name} of frame {number} ({number / self.header.rate:g} s) is not a number (NaN); nothing was kept")
         # A frame's block follows from its number, not from its time: blocks then have one size, and a tick whose picture is a little older stays put.
-        numbers = ((np.arange(self._frames, self._frames + len(times)) + 0.5) / (self.header.rate * self.header.block_s)).astype(np.int64)
+        numbers = ((np.arange(self.frames, self.frames + len(times)) + 0.5) / (self.header.rate * self.header.block_s)).astype(np.int64)
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(times)]
         try:
             for start, stop in pairwise(cuts):
@@ -128,7 +150,7 @@ class FeatureWriter:
                     self._pending.setdefault(name, []).append(array[start:stop].copy())
         except (OSError, RuntimeError) as error:
             self._fail(error)
-        self._frames += len(times)
+        self.frames += len(times)
         self._last_time = float(times[-1])
 
     def close(self, duration_s: float | None = None, warnings: Iterable[str] | None = None) -> None:
@@ -143,7 +165,7 @@ class FeatureWriter:
             if self._block is not None:
                 self._flush()
             values = {"version": VERSION, **dataclasses.asdict(self.header), "blocks": self._blocks}
-            self._writer.write(_record(HEADER_MAGIC, values))
+            self._writer.write(records.pack(HEADER_MAGIC, values))
             self._writer.close()
             os.replace(self._partial, self.path)
             self._writer = None
@@ -173,13 +195,13 @@ class FeatureWriter:
         for name in self._names:
             array = np.concatenate(self._pending[name])
             about = {"array": name, "block": self._block, "dtype": array.dtype.name, "shape": array.shape}
-            self._writer.write(_record(BLOCK_MAGIC, about, array.tobytes()))
+            self._writer.write(records.pack(BLOCK_MAGIC, about, array.tobytes()))
         self._blocks.append((self._block, count))
         self._pending, self._block = {}, None
 
     def _fail(self, error: Exception) -> None:
         self.abort()
-        raise UserError(f"{self.path}: cannot be written ({_reason(error)}); nothing was kept") from None
+        raise StoreError(f"{self.path}: cannot be written ({records.reason(error)}); nothing was kept") from None
 
 
 class FeatureStore:
@@ -208,9 +230,24 @@ class FeatureStore:
     def __len__(self) -> int:
         return self.frames
 
-    def require(self, video_hash: str, encoder: str, rate: float) -> None:
-        """Raises UserError, naming what differs, unless the store was made from this video, by this encoder, at this rate."""
+    @property
+    def covered_s(self) -> float:
+        """Seconds from the start that there are features of: each frame stands for one tick."""
+        return self.frames / self.header.rate
+
+    def require(
+        self, video_hash: str | None, encoder: str, rate: float, *, width: int | None = None, duration_s: float | None = None, slack_s: float = 2.0
+    ) -> None:
+        """Raises UserError, naming all that differs, unless the store was made from this video (None: any), by this encoder, at this rate.
+
+        width: of the frame vectors. duration_s: the features must reach to within `slack_s` seconds of it.
+        """
         found = differences(self.header, video_hash, encoder, rate)
+        stored = self.header.arrays.get("frame", ((0,), ""))[0][-1]
+        if width is not None and stored != width:
+            found.append(f"its frame vectors have width {stored}, not {width}")
+        if duration_s is not None and self.covered_s < duration_s - slack_s:
+            found.append(f"it covers {self.covered_s:g} s of {duration_s:g} s")
         if found:
             raise UserError(f"{self.path}: these features do not fit: {'; '.join(found)}; delete the file and encode the video again")
 
@@ -234,15 +271,13 @@ class FeatureStore:
         columns = [self._names.index(name) if name in self._names else self._unknown(name) for name in (*wanted, TIMES)]
         first, stop = max(0, first), min(self.frames, stop)
         blocks = [i for i in range(len(self._blocks)) if self._starts[i] < stop and self._starts[i + 1] > first] if first < stop else []
-        records = self._read([block * len(self._names) + column for block in blocks for column in columns])
+        found = self._read([block * len(self._names) + column for block in blocks for column in columns])
         result = {}
         for place, name in enumerate((*wanted, TIMES)):
             shape, dtype = ((), "float64") if name == TIMES else self.header.arrays[name]
             array = np.empty((max(0, stop - first), *shape), dtype)
             for i, block in enumerate(blocks):
-                about, part = _array(records[i * len(columns) + place], self.path)
-                if about["array"] != name or about["block"] != self._blocks[block][0]:
-                    raise UserError(f"{self.path}: damaged feature store (records are out of order); delete it and encode the video again")
+                part = self._part(found[i * len(columns) + place], name, block)
                 low, high = max(first, self._starts[block]), min(stop, self._starts[block + 1])
                 array[low - first : high - first] = part[low - self._starts[block] : high - self._starts[block]]
             result[name] = array
@@ -272,47 +307,33 @@ class FeatureStore:
             raise UserError(f"{self.path}: not a complete feature store (truncated, or another kind of file); delete it and encode the video again")
 
     def _load_header(self) -> dict:
-        record = self._read([self._reader.num_records() - 1])[0]
         try:
-            if record[:4] != HEADER_MAGIC:
-                raise ValueError("no header")
-            values = json.loads(record[8 : 8 + struct.unpack("<I", record[4:8])[0]])
+            values, _ = records.unpack(self._read([self._reader.num_records() - 1])[0], HEADER_MAGIC)
             version = values.pop("version")
-        except (ValueError, KeyError, struct.error):
+        except (ValueError, KeyError):
             raise UserError(f"{self.path}: not a feature store (another kind of ArrayRecord file)") from None
         if version != VERSION:
             raise UserError(f"{self.path}: feature store of version {version}, this program reads version {VERSION}; delete it and encode the video again")
         return values
 
-    def _read(self, records: list[int]) -> list[bytes]:
-        if not records:
+    def _part(self, record: bytes, name: str, block: int) -> np.ndarray:
+        """Array `name` of the i-th stored block, checked to be that."""
+        try:
+            about, data = records.unpack(record, BLOCK_MAGIC)
+            if about["array"] != name or about["block"] != self._blocks[block][0]:
+                raise ValueError("records are out of order")
+            return records.array(about, data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path}: damaged feature store ({error}); delete it and encode the video again") from None
+
+    def _read(self, numbers: list[int]) -> list[bytes]:
+        if not numbers:
             return []
         try:
             with self._lock:  # reads are short, and one reader's position is shared
-                return self._reader.read(records)
+                return self._reader.read(numbers)
         except (RuntimeError, IndexError) as error:
-            raise UserError(f"{self.path}: damaged feature store ({_reason(error)}); delete it and encode the video again") from None
+            raise UserError(f"{self.path}: damaged feature store ({records.reason(error)}); delete it and encode the video again") from None
 
     def _unknown(self, name: str) -> int:
         raise KeyError(f"{self.path}: no array {name!r}; there are {', '.join(self.header.arrays)}")
-
-
-def _record(magic: bytes, about: dict, data: bytes = b"") -> bytes:
-    text = json.dumps(about).encode()
-    text += b" " * (-len(text) % 8)  # the raw bytes begin aligned
-    return b"".join((magic, struct.pack("<I", len(text)), text, data))
-
-
-def _array(record: bytes, path: Path) -> tuple[dict, np.ndarray]:
-    if record[:4] != BLOCK_MAGIC:
-        raise UserError(f"{path}: damaged feature store (a block is not one); delete it and encode the video again")
-    length = struct.unpack("<I", record[4:8])[0]
-    about = json.loads(record[8 : 8 + length])
-    return about, np.frombuffer(record, np.dtype(about["dtype"]).newbyteorder("<"), offset=8 + length).reshape(about["shape"])
-
-
-def _reason(error: Exception) -> str:
-    """The operating system's words, without what the library adds around them."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).split(";")[0].strip() or type(error).__name__

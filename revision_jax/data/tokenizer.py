@@ -63,6 +63,19 @@ class Tokenizer:
             raise UserError(f"{file}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
         return Tokenizer(inner, _roles(file.parent / "tokenizer_config.json"))
 
+    @staticmethod
+    def parse(text: str) -> Tokenizer:
+        """A tokenizer from the text of a `tokenizer.json`. Raises UserError for what is none."""
+        try:
+            inner = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{FILE}: not a tokenizer ({' '.join(str(error).split())[:200]})") from None
+        return Tokenizer(inner)
+
+    def has(self, token: str) -> bool:
+        """Whether the vocabulary holds `token` as one token."""
+        return self._inner.token_to_id(token) is not None
+
     def save(self, directory: str | Path) -> Path:
         """Writes `tokenizer.json` into `directory` and returns its path. Raises OSError where that cannot be written."""
         file = Path(directory) / FILE

@@ -17,7 +17,7 @@ import hashlib
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,15 +119,17 @@ class FrameReader:
         self.size = size or (self.info.height, self.info.width)
         self.warnings: list[str] = []
         self.readable_s = self.end_s  # up to where pictures were found
+        self.failures = 0  # packets that could not be decoded so far
 
     def __iter__(self) -> Iterator[FrameChunk]:
-        self.warnings, self.readable_s = [], self.end_s
+        self.warnings, self.readable_s, self.failures = [], self.end_s, 0
         first = math.ceil(self.start_s * self.rate - 1e-6)
         with _Source(self._path) as source:
             if self.plan == "references":
                 source.stream.codec_context.skip_frame = "NONREF"
             times, frames, found = [], [], 0
             for time, frame in self._picks(source, first):
+                self.failures = source.failures
                 times.append(time)
                 frames.append(frame)
                 if len(times) == self._chunk:
@@ -168,9 +170,7 @@ class FrameReader:
             k += 1
 
     def _convert(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-        height, width = self.size if self.info.rotation % 180 == 0 else self.size[::-1]
-        picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
-        return np.rot90(picture, self.info.rotation // 90) if self.info.rotation else picture
+        return _picture(frame, self.size, self.info.rotation)
 
     def _emit(self, times: list[float], frames: list[np.ndarray], done_s: float) -> FrameChunk:
         if self._progress:
@@ -187,6 +187,44 @@ class FrameReader:
             self.warnings.append(f"{name}: readable up to {clock(self.info.duration_s)}; the file does not say how long it should be, it may be cut off")
         if source.failures and self.readable_s >= self.end_s:
             self.warnings.append(f"{name}: damaged; {source.failures} packets could not be decoded, the first after {clock(source.first_failure_s)}")
+
+
+def read_at(path: str | Path, seconds: Sequence[float], *, size: tuple[int, int] | None = None) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+    """(true time, picture) for each of the rising `seconds`: the frame that is shown then, or the first one there is. Stops where the video ends early.
+
+    `size` as for `read_frames`; seconds that lie far apart are jumped to. Raises UserError as `probe` does.
+    """
+    if not len(seconds):
+        return
+    with _Source(path) as source:
+        info = source.info
+        size = size or (info.height, info.width)
+        gap = (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1)
+        wanted, k, held_time, held, picture = [float(seconds[0])], 0, 0.0, None, None
+        for time, frame in source.frames(wanted, jumps=gap >= min(info.keyframe_gap_s, 10 * SEEK_GAP_S)):
+            while k < len(seconds) and seconds[k] < time - source.tolerance_s:
+                if held is None:
+                    held_time, held = time, frame
+                picture = _picture(held, size, info.rotation) if picture is None else picture
+                yield held_time, picture
+                k += 1
+                wanted[0] = float(seconds[min(k, len(seconds) - 1)])
+            if k == len(seconds):
+                return
+            held_time, held, picture = time, frame, None
+        # The last frame is shown until the file says that it ends; a cut file's pictures end earlier.
+        shown_until = held_time + max(0.5, (SKIPPED_RUN + 1) / info.fps)
+        while held is not None and k < len(seconds) and seconds[k] <= shown_until:
+            picture = _picture(held, size, info.rotation) if picture is None else picture
+            yield held_time, picture
+            k += 1
+
+
+def _picture(frame: av.VideoFrame, size: tuple[int, int], rotation: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A decoded frame as RGB of (rows, columns) `size`, as displayed."""
+    height, width = size if rotation % 180 == 0 else size[::-1]
+    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    return np.rot90(picture, rotation // 90) if rotation else picture
 
 
 def choose_plan(info: VideoInfo, rate: float) -> Plan:

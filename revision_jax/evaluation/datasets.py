@@ -1,4 +1,6 @@
-"""The videos and questions of an exam: the rendered world's splits, or a folder of annotated videos.
+"""The videos and questions of an exam: the rendered world's splits, a folder of annotated videos, or one of the field's datasets.
+
+A field's dataset is read as `launch.datasets` built it, or from its owners' annotations, beside a folder of its videos.
 
 A folder holds one folder a video: annotations.json as `launch.synthesize` writes it ({"duration_s", "queries": [{"query_id", "query", "kind",
 "moments"}]}) beside exactly one video file. A split of the world is such a folder, rendered when it is missing.
@@ -16,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from revision_jax.config import DataConfig
+from revision_jax.data.datasets import registry
 from revision_jax.data.synthetic import world
 from revision_jax.errors import UserError
 from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
 
-DATASETS = ("synthetic", "folder")
+DATASETS = ("synthetic", "folder", *registry.GROUNDING)
 ANNOTATIONS = "annotations.json"
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".ogv", ".flv", ".wmv")
 FPS = 5
@@ -105,6 +108,44 @@ def folder(path: Path, count: int | None = None) -> list[Item]:
     if not places:
         raise UserError(f"--data: {path} holds no {ANNOTATIONS}")
     return [read_item(place, place.relative_to(path).as_posix() if place != path else path.name) for place in places[:count]]
+
+
+def field(name: str, data: Path, split: str, videos: Path | None = None, count: int | None = None) -> list[Item]:
+    """A split of one of the field's datasets: its videos that have a file, or the first `count`, in the order of their first question.
+
+    name: NAME or NAME/CONFIG; data: where `launch.datasets build` put it, or the folder with the owners' annotations, which are then read by the dataset's
+    own rules; videos: a folder with a file for each video, called by its id (default: `data`). Raises UserError for what cannot be read, and for videos
+    without a file.
+    """
+    from revision_jax.data.datasets import build
+
+    if not data.is_dir():
+        raise UserError(f"--data: {data} is no folder; give the one with built datasets, or with the annotation files of {name}")
+    dataset, _, config = name.partition("/")
+    builder = registry.builder(dataset)
+    if (data / dataset).is_dir():
+        examples = build.examples(build.find(data, dataset, config), split)
+    else:
+        preset = config or next(iter(builder.RULES))
+        if preset not in builder.RULES:
+            raise UserError(f"--dataset: {dataset} has no preset {preset!r}, only {', '.join(builder.RULES)}")
+        examples = builder.examples(split, data, builder.RULES[preset])
+    asked: dict[str, list[Any]] = {}
+    for example in examples:
+        asked.setdefault(example.video_id, []).append(example)
+    folder = videos or data
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_ENDINGS}
+    by_name = {Path(key).name: path for key, path in files.items()}
+    chosen = list(asked)[:count]
+    missing = [video for video in chosen if video not in files and video not in by_name and f"{video}/video" not in files]
+    if missing:
+        said = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+        raise UserError(f"--videos: {folder} lacks {len(missing)} of {len(chosen)} videos: {said}; a file is called by its video's id")
+    return [_item(asked[video], files.get(video) or files.get(f"{video}/video") or by_name[video]) for video in chosen]
+
+
+def _item(examples: list[Any], video: Path) -> Item:
+    return Item(examples[0].video_id, video, examples[0].duration_s, tuple(Asked(e.query_id, e.query, e.kind, e.spans) for e in examples))
 
 
 def read_item(place: Path, name: str) -> Item:

@@ -226,3 +226,43 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stdout and "File too large" in done.stdout and done.stdout.count("\n") == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_window_costs(written, monkeypatch):
+    """Two of the four arrays of the one block that a window lies in: nothing else is asked of the file, and no whole-file read happens on opening."""
+    touched = []
+
+    class Counting:
+        def __init__(self, reader):
+            self.reader = reader
+
+        def read(self, *numbers):
+            touched.append(numbers)
+            return self.reader.read(*numbers)
+
+        def __getattr__(self, name):
+            return getattr(self.reader, name)
+
+    monkeypatch.setattr(features, "ArrayRecordReader", lambda *arguments, plain=features.ArrayRecordReader: Counting(plain(*arguments)))
+    store = FeatureStore(written[0].path)
+    assert touched == [([store._reader.num_records() - 1],)]  # the header
+    touched.clear()
+    store.read(130, 170, names=["frame"])
+    names = [*HEADER.arrays, "times"]
+    assert touched == [([2 * len(names) + names.index("frame"), 2 * len(names) + names.index("times")],)]
+
+
+def test_what_does_not_fit_a_model_or_an_annotation_is_told(written):
+    store = written[0]
+    assert store.covered_s == 301.0
+    store.require(None, "tiny-1", 1.0, width=8, duration_s=302.5)
+    with pytest.raises(UserError, match="vectors have width 8, not 768; it covers 301 s of 400 s"):
+        store.require(None, "tiny-1", 1.0, width=768, duration_s=400.0)
+
+
+def test_what_is_not_a_number_is_refused(tmp_path):
+    times, arrays = sample(100)
+    arrays["tokens"][70, 1, 3] = np.nan
+    with pytest.raises(UserError, match=r"tokens of frame 70 \(70 s\) is not a number"):
+        write(tmp_path / "a", HEADER, times, arrays)
+    assert os.listdir(tmp_path) == []

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from revision_jax.data.video import choose_plan, clock, content_hash, probe, read_frames
+from revision_jax.data.video import choose_plan, clock, content_hash, probe, read_at, read_frames
 from revision_jax.errors import UserError
 
 HEIGHT, WIDTH = 64, 96
@@ -98,6 +98,19 @@ def test_a_tick_gets_the_frame_at_or_before_it(plain, rate):
     assert reader.plan == ("seek" if rate <= 1 else "all")
     assert numbers == expected.astype(int).tolist()
     np.testing.assert_allclose(times, expected / 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_any_seconds_get_the_frames_that_are_shown_then(tmp_path, name):
+    path = write(tmp_path / name, 100)  # ten frames and one keyframe a second
+    near, far = [0.0, 0.05, 0.1, 0.15, 0.29, 0.31], [0.25, 3.15, 3.25, 6.4501, 9.95]
+    for seconds in (near, far, [9.95], [20.0]):  # the last lies behind the end
+        found = list(read_at(path, seconds))
+        shown = [int(second * 10 + 1e-6) for second in seconds if second < 10.5]
+        assert [number_of(frame) for _, frame in found] == shown
+        np.testing.assert_allclose([time for time, _ in found], np.asarray(shown) / 10, atol=0.002)
+    assert next(iter(read_at(path, [1.0], size=(32, 48))))[1].shape == (32, 48, 3)
+    assert list(read_at(path, [])) == []
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.data.windows import frame_span, grid_index, overlap, overlaps_any, shows, slot_times, span_seconds, window_count, window_span
+from revision_jax.data.windows import frame_span, grid_index, instants, overlap, overlaps_any, shows, slot_times, span_seconds, window_count, window_span
 
 
 def test_the_example_of_the_module_text():
@@ -21,6 +21,14 @@ def test_reading_an_answer_back_is_at_most_half_a_slot_off(start, length, rate):
     begin, end = span_seconds(first, last, 0.0, rate)
     assert abs(begin - moment[0]) <= 0.5 / rate + 1e-5
     assert abs(end - moment[1]) <= 0.5 / rate + 1e-5
+
+
+def test_instants_are_the_nearest_slots():
+    times, mask = slot_times(10.0, 20.0, 20), np.ones(20, bool)
+    assert instants(times, mask, (10.4, 13.6)) == (0, 4)
+    assert instants(times, mask, (5.0, 100.0)) == (0, 19)  # an end beyond the window is its last slot
+    assert instants(times, np.arange(20) < 8, (12.0, 29.0)) == (2, 7)
+    assert instants(times, np.zeros(20, bool), (12.0, 14.0)) is None
 
 
 def test_frame_span_shows_only_what_the_mask_has_and_finds_the_nearest_slot_of_a_blink():

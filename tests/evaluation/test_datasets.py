@@ -86,3 +86,46 @@ def test_the_world_is_rendered_once_and_again_when_it_is_another(tmp_path):
     notes = items[0].video.parent / "annotations.json"
     notes.write_text(json.dumps({**json.loads(notes.read_text()), "world_version": -1}))
     assert datasets.synthetic("validation", tmp_path, 1, 60.0) == items and items[0].video.stat().st_mtime_ns != before
+
+
+def owners(folder):
+    """QVHighlights as its owners give it: two videos, three questions."""
+    rows = [
+        {"qid": number, "query": f"question {number}", "duration": 150, "vid": video, "relevant_windows": [[10 * number, 10 * number + 8]]}
+        for number, video in enumerate(("x_0.0_150.0", "y_0.0_150.0", "x_0.0_150.0"))
+    ]
+    folder.mkdir(parents=True)
+    (folder / "highlight_val_release.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_dataset_of_the_field_from_its_owners_files_or_as_built(tmp_path):
+    from revision_jax.data.datasets.build import build
+
+    manual = owners(tmp_path / "manual")
+    videos = tmp_path / "videos"
+    for name in ("x_0.0_150.0.mp4", "deep/y_0.0_150.0.mkv"):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).write_bytes(b"")
+    items = datasets.field("qvhighlights", manual, "validation", videos)
+    assert [(item.name, item.video.name, item.duration_s) for item in items] == [
+        ("x_0.0_150.0", "x_0.0_150.0.mp4", 150.0), ("y_0.0_150.0", "y_0.0_150.0.mkv", 150.0),
+    ]  # fmt: skip
+    assert items[0].questions == (datasets.Asked("0", "question 0", "one", ((0.0, 8.0),)), datasets.Asked("2", "question 2", "one", ((20.0, 28.0),)))
+    build("qvhighlights", manual, tmp_path / "out", rules=["splits=validation"])
+    assert datasets.field("qvhighlights", tmp_path / "out", "validation", videos) == items
+    assert datasets.field("qvhighlights", manual, "validation", videos, 1) == items[:1]
+    (videos / "x_0.0_150.0.mp4").unlink()
+    with pytest.raises(UserError, match=r"--videos: .* lacks 1 of 2 videos: x_0.0_150.0; a file is called by its video's id"):
+        datasets.field("qvhighlights", manual, "validation", videos)
+
+
+def test_a_dataset_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"--data: .* is no folder"):
+        datasets.field("mad", tmp_path / "nowhere", "test")
+    with pytest.raises(UserError, match=r"lacks MAD_test.json"):
+        datasets.field("mad", tmp_path, "test")
+    with pytest.raises(UserError, match="has no preset '9k'"):
+        datasets.field("mad/9k", tmp_path, "test")
+    with pytest.raises(UserError, match="not one of train, validation, test"):
+        datasets.field("mad", tmp_path, "exam")
