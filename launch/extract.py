@@ -108,7 +108,7 @@ def _progress(jobs: Sequence[Job]) -> Iterator[Callable[[Job], Callable[[float, 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn()
     before = dict(zip((job.video_id for job in jobs), _running_sums(job.size for job in jobs), strict=True))
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
         task = progress.add_task("encoding", total=sum(job.size for job in jobs))

@@ -11,6 +11,9 @@ import pytest
 from revision_jax.config import ConfigError
 from revision_jax.data.datasets import registry
 from revision_jax.data.datasets.build import examples, find
+from revision_jax.data.synthetic.questions import ask
+from revision_jax.data.synthetic.script import make_script
+from revision_jax.data.synthetic.write import annotations
 from revision_jax.errors import UserError
 from tests.data.datasets.owners import built, facts, jsonl, put, random_access
 
@@ -272,8 +275,8 @@ def ego4d_query(query, start, end, base=1000.0):
 
 
 def ego4d_files(folder, *queries):
-    annotations = [{"annotation_uid": "ann-1", "language_queries": list(queries)}]
-    clip = {"clip_uid": "clip-1", "video_start_sec": 1000.0, "video_end_sec": 1480.25, "annotations": annotations}
+    notes = [{"annotation_uid": "ann-1", "language_queries": list(queries)}]
+    clip = {"clip_uid": "clip-1", "video_start_sec": 1000.0, "video_end_sec": 1480.25, "annotations": notes}
     put(folder, "nlq_train.json", {"version": "1.0", "videos": [{"video_uid": "video-1", "clips": [clip]}]})
     put(folder, "ego4d.json", {"videos": [{"video_uid": "video-1", "duration_sec": 3600.5}]})
 
@@ -322,11 +325,10 @@ def test_extremewhenbench(tmp_path):
 
 
 def test_synthetic_world(tmp_path):
-    from launch import synthesize
-
-    synthesize.main(["--seed", "5", "--duration", "60", "--questions", "6", "--out", str(tmp_path / "manual" / "five")])
+    script = make_script(5, 60.0, 5)
+    about = annotations(script, ask(script, 6))  # what launch.synthesize writes
+    put(tmp_path / "manual", "five/annotations.json", about)
     done, found = built("synthetic_world", tmp_path)
-    about = json.loads((tmp_path / "manual" / "five" / "annotations.json").read_text())
     assert [facts(example) for example in found["user"]] == [
         ("five", 60.0, f"five/{q['query_id']}", q["query"], [[round(s, 3), round(e, 3)] for s, e in q["moments"]], q["kind"]) for q in about["queries"]
     ]
