@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from revision_jax import paths
-from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
+from revision_jax.config import AdapterConfig, ConfigError, ExperimentConfig, LevelConfig
 from revision_jax.convert.formats import Format
 from revision_jax.convert.plan import Rule
 from revision_jax.convert.source import Source
@@ -40,14 +41,18 @@ def levels_of(config: ExperimentConfig, names: str) -> tuple[LevelConfig, ...]:
         raise UserError(f"level: {error}") from error
 
 
-def leaves_of(config: ExperimentConfig, names: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=8)
+def leaves_of(config: ExperimentConfig, names: str) -> Mapping[str, Any]:
     """The adapters of levels (jax.ShapeDtypeStruct by full path)."""
     import jax
 
     from revision_jax.models.revision import init_adapter
 
-    levels = levels_of(config, names)
-    return paths.flatten({f"adapter/{one.name}": jax.eval_shape(lambda one=one: init_adapter(one, config, jax.random.key(0))) for one in levels})
+    trees: dict[AdapterConfig, Any] = {}  # levels often have alike ones, and tracing one takes a while
+    for one in levels_of(config, names):
+        if one.adapter not in trees:
+            trees[one.adapter] = jax.eval_shape(lambda one=one: init_adapter(one, config, jax.random.key(0)))
+    return paths.flatten({f"adapter/{one.name}": trees[one.adapter] for one in levels_of(config, names)})
 
 
 def with_adapters(config: ExperimentConfig, levels: Sequence[LevelConfig], fields: Callable[[LevelConfig], dict]) -> ExperimentConfig:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import queue
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -61,16 +64,18 @@ def test_memory_does_not_grow_with_the_model(tmp_path, kind):
     assert sum(sizes) > 290e6 and len(sizes) > 500
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(small), str(large), str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True, cwd=Path(__file__).parents[2])  # fmt: skip
+    # Read by a thread: several lines may come at once, and `select` does not see what a buffered reader has already taken.
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in itertools.chain(process.stdout, [""])], daemon=True).start()
     peaks: dict[str, int] = {}
     word = ""
     try:
-        import select
-
         while word != "hoarded":
             peaks[word] = max(peaks.get(word, 0), anonymous(process.pid))
-            if not select.select([process.stdout], [], [], 0.01)[0]:
+            try:
+                line = lines.get(timeout=0.01)
+            except queue.Empty:
                 continue
-            line = process.stdout.readline()
             assert line, f"the conversion failed after {word or 'its start'}"
             if line.strip() in ("ready", "converted", "hoarded"):
                 word = line.strip()
