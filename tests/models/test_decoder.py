@@ -91,11 +91,15 @@ def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
 # --------------------------------------------------------------------------------------------------------------------- transformers
 
 
+def released(arrays: dict, config: DecoderConfig) -> dict:
+    """The decoder's "params" from a state dict of transformers, as a conversion makes them."""
+    weights = {key.removeprefix("weight/"): np.asarray(value, np.float32) for key, value in arrays.items() if key.startswith("weight/")}
+    return load_state([LLAMA.plan(ArraySource(weights), ExperimentConfig(decoder=config))])["params"]["decoder"]
+
+
 def logits_like(arrays: dict, config: DecoderConfig, **replace) -> np.ndarray:
     config = dataclasses.replace(config, **replace)
-    weights = {key.removeprefix("weight/"): np.asarray(value, np.float32) for key, value in arrays.items() if key.startswith("weight/")}
-    state = load_state([LLAMA.plan(ArraySource(weights), ExperimentConfig(decoder=config))])
-    decoder, tree = Decoder(config), {"params": jax.tree.map(jnp.asarray, state["params"]["decoder"])}
+    decoder, tree = Decoder(config), {"params": jax.tree.map(jnp.asarray, released(arrays, config))}
     embeds = decoder.apply(tree, jnp.asarray(arrays["ids"]), method=Decoder.embed)
     hidden, _ = call(config, tree, embeds, jnp.asarray(arrays["positions"]), jnp.asarray(arrays["mask"]))
     return np.asarray(decoder.apply(tree, hidden, method=Decoder.logits))
@@ -124,8 +128,7 @@ def test_logits_equal_transformers_live(name, seed):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_init_has_the_structure_of_a_released_model(name):
     arrays = dict(np.load(GOLDEN / f"decoder_{name}.npz"))
-    weights = {key.removeprefix("weight/"): value for key, value in arrays.items() if key.startswith("weight/")}
-    loaded = decoder_params(weights, CONFIGS[name].layers, CONFIGS[name].tie_embeddings)
+    loaded = released(arrays, CONFIGS[name])
     fresh = jax.eval_shape(lambda: init_decoder(CONFIGS[name], jax.random.key(0)))["params"]
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, loaded)
 
