@@ -20,6 +20,10 @@ def variants():
     clip = dataclasses.replace(tiny.vision, position="learned", class_token=True, pool="cls", pre_norm=True)
     llama = dataclasses.replace(tiny.decoder, qkv_bias=False, tie_embeddings=False)
     yield "clip and llama", dataclasses.replace(tiny, vision=clip, decoder=llama)
+    yield "motion", dataclasses.replace(tiny, text=dataclasses.replace(tiny.text, motion=True))
+    dense = tiny.grounding.level("dense")
+    levels = (dataclasses.replace(dense, adapter=dataclasses.replace(dense.adapter, norm="applied")),)
+    yield "alternate", dataclasses.replace(tiny, grounding=dataclasses.replace(tiny.grounding, levels=levels), train=type(tiny.train)())
     yield "siglip", dataclasses.replace(tiny, vision=dataclasses.replace(tiny.vision, pool="attention"))
 
 
