@@ -27,6 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workdir", metavar="DIR", type=Path, help="checkpoints, metrics and rendered data (default outputs/<config's name>)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the trained checkpoint is exported (default WORKDIR/checkpoint)")
     parser.add_argument("--init", metavar="DIR", type=Path, help="begin with the weights and tokenizer of this exported checkpoint instead of random ones")
+    parser.add_argument("--init-parts", metavar="A,B", help="take only what lies under these of --init's weights, such as params/vision (default: all)")
     parser.add_argument("--stages", metavar="A,B", help="only these stages (default: all)")
     parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.seed=3 or train.stages.1a.steps=100")
     return parser.parse_intermixed_args(arguments)
@@ -76,18 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     config = override(load_config(options.config), options.overrides)
     workdir = options.workdir or Path("outputs") / config.name
-    stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
+    stages = _names(options.stages) or None
 
     from revision_jax.checkpoint import export
     from revision_jax.training.loop import run as train
     from revision_jax.training.task import make_task
 
-    result = train(config, workdir, make_task(config, workdir, report=_report, begin=options.init), stages=stages)
+    result = train(config, workdir, make_task(config, workdir, _report, options.init, _names(options.init_parts)), stages=stages)
     if result.stopped:
         return 130 if result.stopped == signal.SIGINT else 143
     out = export(result.state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint")
     print(f"{workdir}: stage {result.stage} done at step {result.step}, checkpoint in {out}")
     return 0
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _report(what: str, done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -64,15 +64,15 @@ def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dic
     }
 
 
-def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path) -> Callable[[Mapping], dict]:
+def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path, parts: Sequence[str] = ()) -> Callable[[Mapping], dict]:
     """`Task.load_state` that starts from the weights of an exported checkpoint: what it does not have is freshly initialised.
 
-    The checkpoint's tokenizer becomes the work directory's. Raises UserError for tensors of another shape, all of them listed, for a checkpoint that has
+    parts: path prefixes of what is taken ("params/vision", "lora/dense"); none = all. The checkpoint's tokenizer becomes the work directory's. Raises UserError for tensors of another shape, all of them listed, for a checkpoint that has
     nothing in common with the config, and for a work directory that has another tokenizer.
     """
     shipped = checkpoint.load(directory, dtype="float32")
     found, wanted = paths.flatten(shipped.state), {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items()}
-    common = {name: value for name, value in found.items() if name in wanted}
+    common = {name: value for name, value in found.items() if name in wanted and (not parts or any(paths.under(name, part) for part in parts))}
     wrong = checkpoint.mismatches({name: value.shape for name, value in common.items()}, {name: wanted[name] for name in common})
     if wrong or not common:
         raise UserError(f"{directory}: {'; '.join(wrong) or 'no tensor of it is part of the model'}; begin from a checkpoint of this config")
@@ -91,12 +91,14 @@ def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | P
     return load_state
 
 
-def make_task(config: ExperimentConfig, workdir: str | Path, report: Report | None = None, begin: str | Path | None = None) -> Task:
+def make_task(
+    config: ExperimentConfig, workdir: str | Path, report: Report | None = None, begin: str | Path | None = None, parts: Sequence[str] = ()
+) -> Task:
     """Everything the loop needs to run `config.train.stages`. The corpus is prepared when the first stage that reads features begins.
 
-    begin: an exported checkpoint whose weights the run begins with.
+    begin: an exported checkpoint whose weights (those under `parts`; none = all) the run begins with.
     """
-    load_state = None if begin is None else begin_from(config, begin, workdir)
+    load_state = None if begin is None else begin_from(config, begin, workdir, parts)
     tokenizer = make_tokenizer(config, workdir)
     if tokenizer.vocab_size > config.decoder.vocab or tokenizer.vocab_size > config.text.vocab:
         raise ConfigError(f"decoder.vocab: {config.decoder.vocab} (text: {config.text.vocab}) is smaller than the tokenizer's {tokenizer.vocab_size} tokens")

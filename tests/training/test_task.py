@@ -26,14 +26,17 @@ def exported(tmp_path_factory):
     return checkpoint.export(state, tiny.config(), folder / "tokenizer.json", folder / "checkpoint"), state
 
 
-def test_what_the_checkpoint_has_is_taken_and_the_rest_is_fresh(exported, tmp_path):
+@pytest.mark.parametrize("parts", [(), ("params/vision", "lora/dense")], ids=["all", "parts"])
+def test_what_the_checkpoint_has_is_taken_and_the_rest_is_fresh(exported, tmp_path, parts):
     directory, state = exported
     config = tiny.config()
     abstract = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
-    load = begin_from(config, directory, tmp_path)
+    load = begin_from(config, directory, tmp_path, parts)
     made = paths.flatten(load(tree_shardings(abstract, make_mesh(config.mesh), rules_named(config.mesh.rules), axes_of)))
     fresh, stored = paths.flatten(init_state(config, jax.random.key(config.train.seed))), paths.flatten(state)
     assert set(made) == set(fresh) and any(name not in stored for name in made)
+    stored = {name: leaf for name, leaf in stored.items() if not parts or name.startswith(tuple(f"{part}/" for part in parts))}
+    assert stored
     for name, leaf in made.items():
         expected = np.asarray(stored[name], np.float16).astype(np.float32) if name in stored else fresh[name]
         np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=name)
