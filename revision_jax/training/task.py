@@ -67,8 +67,9 @@ def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dic
 def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path, parts: Sequence[str] = ()) -> Callable[[Mapping], dict]:
     """`Task.load_state` that starts from the weights of an exported checkpoint: what it does not have is freshly initialised.
 
-    parts: path prefixes of what is taken ("params/vision", "lora/dense"); none = all. The checkpoint's tokenizer becomes the work directory's. Raises UserError for tensors of another shape, all of them listed, for a checkpoint that has
-    nothing in common with the config, and for a work directory that has another tokenizer.
+    parts: path prefixes of what is taken ("params/vision", "lora/dense"); none = all. The checkpoint's tokenizer becomes the work directory's. Raises
+    UserError for tensors of another shape, all of them listed, for a checkpoint that has nothing in common with the config, and for a work directory that
+    has another tokenizer.
     """
     shipped = checkpoint.load(directory, dtype="float32")
     found, wanted = paths.flatten(shipped.state), {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items()}
