@@ -30,4 +30,4 @@ $(VENV)/tests: requirements-test.txt $(VENV)/runtime
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/revision_jax/test-programs
