@@ -1,4 +1,8 @@
-"""A config small enough for tests, with every kind of level."""
+"""A config small enough for tests, with every kind of level, and its first state."""
+
+import functools
+
+import jax
 
 from revision_jax.config import (
     AdapterConfig,
@@ -12,6 +16,7 @@ from revision_jax.config import (
     TextConfig,
     VisionConfig,
 )
+from revision_jax.models.revision import init_state
 
 WIDTH = 16
 
@@ -38,3 +43,9 @@ def config() -> ExperimentConfig:
             query_len=12, prompt_len=10, answer_len=6,
         ),
     )  # fmt: skip
+
+
+@functools.cache
+def state(seed: int = 0) -> dict:
+    """Compiled as one program: operation by operation it takes a minute."""
+    return jax.jit(lambda: init_state(config(), jax.random.key(seed)))()

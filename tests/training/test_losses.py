@@ -1,7 +1,5 @@
 """Losses of the stages: formulas in NumPy, and what gets a gradient."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +13,6 @@ from tests import tiny
 
 CONFIG = tiny.config()
 CONSTANTS = {"number_ids": jnp.arange(20, 40), "before_ids": jnp.asarray([1]), "caption_id": 1}
-
-
-@functools.cache
-def state():
-    return revision.init_state(CONFIG, jax.random.key(0))
 
 
 def text(rng, *shape):
@@ -40,13 +33,15 @@ def pictures(seed=0, batch=3, captions=2, tags=4):
 
 
 def test_the_contrastive_loss_is_its_formula():
-    batch, params = pictures(), state()["params"]
-    loss, metrics = losses.contrastive_loss(CONFIG, state(), batch)
-    tokens = np.asarray(revision.encode_images(CONFIG, params, batch["images"])["tokens"], np.float64)
+    batch, params = pictures(), tiny.state()["params"]
+    loss, metrics = jax.jit(lambda s, b: losses.contrastive_loss(CONFIG, s, b))(tiny.state(), batch)
+    tokens = np.asarray(jax.jit(lambda p, x: revision.encode_images(CONFIG, p, x))(params, batch["images"])["tokens"], np.float64)
     scale, bias = float(jnp.exp(params["similarity"]["scale"])), float(params["similarity"]["bias"])
 
+    encode_text = jax.jit(lambda p, ids: revision.encode_text(CONFIG, p, ids, jnp.ones(ids.shape, bool)))
+
     def logits(ids, which=0):
-        vector = np.asarray(revision.encode_text(CONFIG, params, ids, jnp.ones(ids.shape, bool))["vectors"][:, which], np.float64)
+        vector = np.asarray(encode_text(params, ids)["vectors"][:, which], np.float64)
         cosine = np.einsum("bne,ce->bcn", tokens, vector) / np.linalg.norm(tokens, axis=-1)[:, None] / np.linalg.norm(vector, axis=-1)[None, :, None]
         return np.log(np.exp(scale * cosine + bias).sum(-1))
 
@@ -59,7 +54,7 @@ def test_the_contrastive_loss_is_its_formula():
     tags = cross_entropy(logits(batch["tag_ids"][0]), np.asarray(batch["tag_labels"])).mean()
     phrases = [cross_entropy(logits(captions, 1 + f), np.asarray(batch["phrase_labels"][:, f])) for f in range(2)]
     expected = pairs[own].mean() + 8 * pairs[~own].mean() + tags + 0.5 * sum(p[own].mean() + 8 * p[~own].mean() for p in phrases)
-    said = np.asarray(revision.encode_text(CONFIG, params, captions, jnp.ones(captions.shape, bool))["motion"])
+    said = np.asarray(encode_text(params, captions)["motion"])
     expected += 4 * np.square(said - np.asarray(batch["travels"]).reshape(-1, 2)).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert float(metrics["own_loss"]) == pytest.approx(pairs[own].mean(), rel=1e-4)
@@ -108,7 +103,7 @@ def batch_of(kind):
 def test_grounding_trains_lora_and_adapter_and_leaves_the_encoders_alone(kind):
     stage = StageConfig(level=kind)
     loss = losses.stage_loss(CONFIG, stage, CONSTANTS)
-    value, grads = jax.value_and_grad(lambda s: loss(s, batch_of(kind), jax.random.key(0))[0])(state())
+    value, grads = jax.jit(jax.value_and_grad(lambda s: loss(s, batch_of(kind), jax.random.key(0))[0]))(tiny.state())
     assert np.isfinite(float(value))
     size = {name: float(jnp.abs(leaf).max()) for name, leaf in paths.flatten(grads).items()}
     for name in size:
@@ -121,11 +116,11 @@ def test_grounding_trains_lora_and_adapter_and_leaves_the_encoders_alone(kind):
 def test_padded_windows_do_not_change_the_loss():
     stage = StageConfig(level="sparse")
     batch = batch_of("sparse")
-    loss = losses.stage_loss(CONFIG, stage, CONSTANTS)
+    loss = jax.jit(losses.stage_loss(CONFIG, stage, CONSTANTS))
     mask = batch["window_mask"]
     dirty = {**batch, "frames": jnp.where(mask[..., None, None], batch["frames"], 1e4), "tokens": jnp.where(mask[..., None, None, None], batch["tokens"], 1e4)}
     key = jax.random.key(0)
-    np.testing.assert_allclose(loss(state(), batch, key)[0], loss(state(), dirty, key)[0], rtol=1e-6)
+    np.testing.assert_allclose(loss(tiny.state(), batch, key)[0], loss(tiny.state(), dirty, key)[0], rtol=1e-6)
 
 
 def test_the_language_stage_trains_the_decoder_alone():
@@ -139,7 +134,7 @@ def test_the_language_stage_trains_the_decoder_alone():
         "point_answer_mask": answer_mask,
     }  # fmt: skip
     loss = losses.stage_loss(CONFIG, StageConfig(name="language", task="language"), CONSTANTS)
-    grads = paths.flatten(jax.grad(lambda s: loss(s, batch, jax.random.key(0))[0])(state()))
+    grads = paths.flatten(jax.jit(jax.grad(lambda s: loss(s, batch, jax.random.key(0))[0]))(tiny.state()))
     moved = {name for name, leaf in grads.items() if float(jnp.abs(leaf).max()) > 0}
     assert {"params/decoder/embed/embedding", "lora/dense/layers/signal_scale"} <= moved
     assert any(name.startswith("adapter/dense") for name in moved) and any(name.startswith("adapter/patch") for name in moved)

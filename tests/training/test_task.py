@@ -22,7 +22,7 @@ def exported(tmp_path_factory):
     """A checkpoint that lacks the patch level."""
     folder = tmp_path_factory.mktemp("exported")
     build_word_tokenizer(["a red ring"], numbers=20, vocab_size=300).save(folder)
-    state = {name: tree for name, tree in init_state(tiny.config(), jax.random.key(5)).items() if not name.endswith("/patch")}
+    state = {name: tree for name, tree in tiny.state(5).items() if not name.endswith("/patch")}
     return checkpoint.export(state, tiny.config(), folder / "tokenizer.json", folder / "checkpoint"), state
 
 
@@ -33,7 +33,7 @@ def test_what_the_checkpoint_has_is_taken_and_the_rest_is_fresh(exported, tmp_pa
     abstract = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
     load = begin_from(config, directory, tmp_path, parts)
     made = paths.flatten(load(tree_shardings(abstract, make_mesh(config.mesh), rules_named(config.mesh.rules), axes_of)))
-    fresh, stored = paths.flatten(init_state(config, jax.random.key(config.train.seed))), paths.flatten(state)
+    fresh, stored = paths.flatten(tiny.state(config.train.seed)), paths.flatten(state)
     assert set(made) == set(fresh) and any(name not in stored for name in made)
     stored = {name: leaf for name, leaf in stored.items() if not parts or name.startswith(tuple(f"{part}/" for part in parts))}
     assert stored
