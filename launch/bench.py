@@ -99,7 +99,7 @@ def ground(options: argparse.Namespace) -> dict[str, float | int]:
     for name, path in (("ten minutes", short), ("three hours", three)):
         fresh = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
         fresh.ground(fresh.encode(path), [QUERIES[0]])
-        figures[f"programs compiled for {name}"] = sum(fresh.programs.traces.values())
+        figures[f"programs compiled for {name}"] = sum(fresh.programs.compiled.values())
     if options.long:
         shutil.rmtree(cache / "features", ignore_errors=True)
         nine = _video(options.workdir, 9 * 3600)

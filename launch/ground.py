@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m launch.ground", description="Says when in a video something happens, in seconds and with a confidence, or that it does not.",
         epilog="Exit status: 0 answered, 2 bad input, 130 stopped by Ctrl-C.",
     )
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="any file that FFmpeg reads; several are answered one after another")
+    parser.add_argument("videos", nargs="*", metavar="VIDEO", help="any file that FFmpeg reads; several are answered one after another")
     parser.add_argument("--query", action="append", default=[], metavar="TEXT", help="what to look for; may be given several times")
     parser.add_argument("--queries", metavar="FILE", help='one question a line, or JSONL with "query" and, if wanted, "query_id"')
     model = "a folder with config.json, model.safetensors and tokenizer.json (default: the shipped tiny model)"
@@ -35,7 +36,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--html", metavar="FILE", help="a page with the answers, pictures, and the way to each of them")
     parser.add_argument("--png", metavar="FILE", help="a timeline picture (numbered ones for several videos)")
     parser.add_argument("--clips", metavar="DIR", help="cut the accepted moments out as files")
-    parser.add_argument("--cache", metavar="DIR", help="where encoded videos are kept (default: the user's cache folder)")
+    parser.add_argument("--cache", metavar="DIR", help="where encoded videos and compiled programs are kept (default: the user's cache folder)")
+    only = "answer nothing: compile and store every program that the checkpoint can need, whatever the video, so that the first command starts as fast as any"
+    parser.add_argument("--compile-only", action="store_true", help=only)
     return parser.parse_args(arguments)
 
 
@@ -43,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     from revision_jax.errors import UserError
 
+    if options.compile_only:
+        return compile_programs(options)
+    if not options.videos:
+        raise UserError("no video is given (see --help)")
     if options.top_k < 1:
         raise UserError(f"--top-k: must be at least 1, is {options.top_k}")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
@@ -82,6 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results.append(result)
         show(result)
     write(options, results)
+
+
+def compile_programs(options: argparse.Namespace) -> None:
+    """`--compile-only`: says how many programs there are, and where. Raises UserError."""
+    from revision_jax.errors import UserError
+
+    if options.videos or options.query or options.queries:
+        raise UserError("--compile-only: takes no video and no question; it depends on the checkpoint alone")
+    from revision_jax.grounding.grounder import Grounder
+    from revision_jax.stored_programs import program_folder
+
+    began = time.perf_counter()
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache)
+    with bar(Path(options.checkpoint).name, "compiling") as progress:
+        count = grounder.compile(progress)
+    where = program_folder()
+    print(f"{options.checkpoint}: {count} programs ready after {time.perf_counter() - began:.1f} s, kept in {where and where.parent}")
 
 
 def seconds(name: str, text: str | None) -> float | None:

@@ -25,6 +25,7 @@ from revision_jax.data import video as host_video
 from revision_jax.data.feature_parts import ResumableWriter
 from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
 from revision_jax.models import revision
+from revision_jax.stored_programs import StoredProgram
 
 CHUNK = 64  # frames of one device call
 
@@ -32,7 +33,7 @@ CHUNK = 64  # frames of one device call
 def encoder_identity(config: ExperimentConfig, params: dict, encoder: str = "vision") -> str:
     """What made the features: a hash of the encoder's config and of its weights in float16 (the precision they are shipped in)."""
     digest = hashlib.blake2b(json.dumps(dataclasses.asdict(config.encoder(encoder)), sort_keys=True).encode(), digest_size=12)
-    parts = _encoder_params(params, encoder)
+    parts = encoder_params(params, encoder)
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(parts), key=lambda item: jax.tree_util.keystr(item[0])):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf, np.float16).tobytes())
@@ -40,12 +41,24 @@ def encoder_identity(config: ExperimentConfig, params: dict, encoder: str = "vis
 
 
 @functools.lru_cache(maxsize=8)
-def _encode(config: ExperimentConfig, encoder: str) -> Callable[[dict, Any], dict]:
+def image_program(config: ExperimentConfig, encoder: str) -> StoredProgram:
+    """The compiled encoder: (its parameters, uint8 images [CHUNK h w 3]) to {"frame": [CHUNK E], "tokens": [CHUNK N E]} float16."""
+
     def encode(params: dict, images: jax.Array) -> dict:
         out = revision.encode_images(config, params, images, encoder=encoder)
         return {name: value.astype(jnp.float16) for name, value in out.items()}
 
-    return jax.jit(encode)
+    return StoredProgram(encode, f"encode/{encoder}", json.dumps(dataclasses.asdict(config.encoder(encoder)), sort_keys=True))
+
+
+def image_shapes(config: ExperimentConfig, params: dict) -> list[tuple[str, tuple]]:
+    """Every image program that a model can need: (encoder, the program's arguments with shapes in place of images), one for each encoder and grid."""
+    shapes = []
+    for encoder in dict.fromkeys(("vision", config.patch_encoder)):
+        vision = config.encoder(encoder)
+        sizes = [(CHUNK, rows * vision.patch, columns * vision.patch, 3) for rows, columns in vision.grids]
+        shapes += [(encoder, (encoder_params(params, encoder), jax.ShapeDtypeStruct(size, jnp.uint8))) for size in sizes]
+    return shapes
 
 
 def encode_chunk(
@@ -55,11 +68,12 @@ def encode_chunk(
     count = len(images)
     padded = np.zeros((CHUNK, *images.shape[1:]), np.uint8)
     padded[:count] = images
-    out = _encode(config, encoder)(_encoder_params(params, encoder), padded)
+    out = image_program(config, encoder)(encoder_params(params, encoder), padded)
     return {name: np.asarray(value)[:count] for name, value in out.items()}
 
 
-def _encoder_params(params: dict, encoder: str) -> dict:
+def encoder_params(params: dict, encoder: str) -> dict:
+    """The part of the parameters that an encoder reads."""
     names = ("vision", "projection") if encoder == "vision" else (encoder,)
     return {name: params[name] for name in names if name in params}
 

@@ -6,6 +6,8 @@ found by name, or taken from a `tokenizer_config.json` beside the file.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -108,6 +110,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids in use; a model's `vocab` must be at least this."""
         return self._inner.get_vocab_size(with_added_tokens=True)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all that decides which ids a text gets, and of the roles."""
+        roles = (self.bos, self.eos, self.pad, self.unk)
+        return hashlib.blake2b(f"{roles}{self._inner.to_str()}".encode(), digest_size=20).hexdigest()
 
     @property
     def specials(self) -> tuple[str, ...]:

@@ -32,10 +32,12 @@ from revision_jax.grounding import answer as answers
 from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.levels import Window
+from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
+from revision_jax.stored_programs import stored_json, use_compile_cache
 
 TEXT_TOKENIZER = "text_tokenizer"  # folder inside a checkpoint
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
@@ -44,14 +46,6 @@ PATCH_WINDOWS = 64  # patch windows whose features are remembered
 def default_cache() -> Path:
     """Where encoded videos and compiled programs are kept unless told otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revision_jax"
-
-
-def use_compile_cache(folder: Path) -> None:
-    """Keeps compiled programs on disk, so that a new process does not compile again. Leaves a cache that is already configured alone."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @dataclass(frozen=True)
@@ -129,6 +123,20 @@ class Grounder:
         """Confidence at which a moment is accepted, unless a call says otherwise: the calibration's, or the config's."""
         fitted = self.calibrator is not None and self.config.grounding.confidence == "calibrated"
         return self.calibrator.threshold if fitted else self.config.grounding.threshold
+
+    def compile(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """Makes every program ready that any video or question can ask for, in this process and, stored, for later ones; returns how many there are.
+
+        progress(programs done, programs in all).
+        """
+        state, params = self.programs.state, self.programs.state["params"]
+        wanted = [(extraction.image_program(self.config, encoder), shapes) for encoder, shapes in extraction.image_shapes(self.config, params)]
+        wanted += [(self.programs.stored(shape.kind, shape.level), (state, *shape.arrays)) for shape in program_shapes(self.programs.functions, state)]
+        for done, (program, shapes) in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            program.prepare(*shapes)
+        return len(wanted)
 
     def encode(self, path: str | Path, progress: Callable[[float, float], None] | None = None) -> EncodedVideo:
         """Looks at every frame once and keeps what was seen, by the file's content and the encoder: a second call reads it from disk.
@@ -229,7 +237,8 @@ class Grounder:
 
 def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model of this config has."""
-    return {name: tuple(leaf.shape) for name, leaf in paths.flatten(revision.abstract_state(config)).items()}
+    make = lambda: {name: leaf.shape for name, leaf in paths.flatten(revision.abstract_state(config)).items()}
+    return {name: tuple(shape) for name, shape in stored_json("state shapes", config.to_json(), make).items()}
 
 
 def _open(path: Path, content: str, encoder: str, rate: float) -> FeatureStore | None:

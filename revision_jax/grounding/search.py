@@ -267,7 +267,7 @@ class Searcher:
                 asked[number].traces[-1].calls += 1
             for row, (window, number) in enumerate(part):
                 a = asked[number]
-                valid = int(np.sum(entries[row]["valid"]))
+                valid = int(np.asarray(entries[row]["valid"]).sum())
                 best[number, window] = 0.0
                 for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
                     low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)

@@ -21,11 +21,6 @@ def frame_similarity(programs: Programs, source: Source, questions: Sequence[Que
     """
     if not programs.has_similarity:
         raise UserError("vision.projection: frames and questions share no space in this model, so there is no similarity to search by")
-    from revision_jax.models import revision
-
-    def level(state: dict, frame, tokens, vector):
-        return revision.similarity(programs.config, state["params"], frame, tokens, vector)[0][..., 0]
-
     out = np.zeros((len(questions), source.frames), np.float32)
     for first in range(0, source.frames, CHUNK):
         stop = min(first + CHUNK, source.frames)
@@ -33,6 +28,6 @@ def frame_similarity(programs: Programs, source: Source, questions: Sequence[Que
         padded = {name: np.concatenate([x, np.zeros((CHUNK - len(x), *x.shape[1:]), x.dtype)]) for name, x in arrays.items()}
         for row, question in enumerate(questions):
             # The whole question's vector alone; the leading axis stands for the frames.
-            made = programs._call("similarity", "", level, padded["frame"], padded.get("tokens"), question.vectors[None, :1])
+            made = programs.run("frame levels", "", padded["frame"], padded.get("tokens"), question.vectors[None, :1])
             out[row, first:stop] = np.asarray(made)[: stop - first]
     return out

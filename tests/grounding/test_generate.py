@@ -15,7 +15,8 @@ from revision_jax.config import ConfigError
 from revision_jax.data.prompts import encode_answer
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import generate
-from revision_jax.grounding.programs import Programs, WindowTokens
+from revision_jax.grounding.level_functions import LevelFunctions, WindowTokens
+from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.prompt import parse_ids
 from revision_jax.models import revision, signal
 from tests.grounding.conftest import WIDTH, noisy_state
@@ -46,10 +47,10 @@ def forced(config, tokenizer, programs):
 
     @jax.jit
     def run(state, token, seen, valid, after_ids, after_mask):
-        visual = revision.window_visual(config, state, "sparse", token, valid, jnp.asarray(programs._numbers), signal.Match(seen))
+        visual = revision.window_visual(config, state, "sparse", token, valid, jnp.asarray(programs.functions.numbers), signal.Match(seen))
         spread = lambda x: jnp.broadcast_to(x, (len(ids), *x.shape[1:]))
         visual = jax.tree.map(spread, visual)
-        before = jnp.asarray(programs._before["sparse"])
+        before = jnp.asarray(programs.functions.before["sparse"])
         return revision.answer_logits(config, state, "sparse", visual, before, spread(after_ids), spread(after_mask), jnp.asarray(ids))
 
     def logits(tokens: WindowTokens, question) -> np.ndarray:
@@ -117,17 +118,17 @@ def test_whatever_the_weights_answers_can_be_read_and_differ(seed, config, token
 
 def test_free_decoding_is_greedy_by_teacher_forcing_and_sampling_stays_in_the_nucleus(config, programs, level, tokenizer):
     tokens, question = groups(programs, 3)[0]
-    state, steps = programs.state, 5
+    state, steps, numbers = programs.state, 5, jnp.asarray(programs.functions.numbers)
     after = [jnp.asarray(x)[None] for x in question.after["sparse"]]
 
     @jax.jit
     def run(state, token, seen):
-        visual = revision.window_visual(config, state, "sparse", token, jnp.ones(seen.shape[:2], bool), jnp.asarray(programs._numbers), signal.Match(seen))
-        cache = generate.prefix(config, state, "sparse", programs._before["sparse"], visual)
+        visual = revision.window_visual(config, state, "sparse", token, jnp.ones(seen.shape[:2], bool), numbers, signal.Match(seen))
+        cache = generate.prefix(config, state, "sparse", programs.functions.before["sparse"], visual)
         asked = generate.ask(config, state, "sparse", cache, visual, *after, steps)
         greedy = generate.free(config, state, "sparse", asked, steps, tokenizer.eos, tokenizer.pad)
         drawn = generate.free(config, state, "sparse", asked, steps, tokenizer.eos, tokenizer.pad, key=jax.random.key(0), temperature=1.0, top_p=1e-6)
-        logits = revision.answer_logits(config, state, "sparse", visual, jnp.asarray(programs._before["sparse"]), *after, greedy.tokens[:, 0])
+        logits = revision.answer_logits(config, state, "sparse", visual, jnp.asarray(programs.functions.before["sparse"]), *after, greedy.tokens[:, 0])
         return greedy, drawn, logits
 
     greedy, drawn, logits = run(state, tokens.token[None], tokens.level[None])
@@ -150,4 +151,4 @@ def test_nucleus():
 def test_a_longer_answer_than_planned_is_refused(config, state, tokenizer):
     short = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, answer_len=5))
     with pytest.raises(ConfigError, match=r"grounding\.answer_len: must be at least 6"):
-        Programs(short, state, tokenizer).grammar(short.grounding.level("dense"))
+        LevelFunctions(short, tokenizer).grammar(short.grounding.level("dense"))

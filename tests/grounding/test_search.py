@@ -94,12 +94,12 @@ def test_one_window_asked_twice_is_encoded_once(searcher):
 def test_what_is_compiled_does_not_depend_on_the_films_length(searcher, programs):
     searcher.search(random_film(600), QUERIES, refine=patches)
     searcher.search(random_film(7200, seed=1), QUERIES[:1], refine=patches)  # the nested level too
-    before, counted = dict(programs.traces), programs.calls
+    before, counted = dict(programs.compiled), programs.calls
     searcher.search(random_film(601.5, seed=2), QUERIES, refine=patches)
     ten_minutes = programs.calls - counted
     long = searcher.search(random_film(10800, seed=3), QUERIES[:1], refine=patches)
     searcher.search(random_film(47.3, seed=4), QUERIES, refine=patches)
-    assert programs.traces == before and set(before.values()) == {1}
+    assert programs.compiled == before and set(before.values()) == {1}
     assert ten_minutes < programs.calls
     nested, sparse, dense, _ = long[0].levels
     assert nested.level.kind == "nested" and nested.count == 90 and sparse.count == 1079
@@ -241,13 +241,13 @@ def test_zooms_ask_about_fewer_windows_each_shown_several_times(config, programs
         return Searcher(changed, programs).search(random_film(600), QUERIES[:1])[0].levels[0]
 
     plain, both = zoomed(1), zoomed(3, 1)
-    compiled = dict(programs.traces)
+    compiled = dict(programs.compiled)
     assert both.calls - plain.calls == 10 - 3  # 59 windows in 5 groups, and in 15 of four windows; two groups a call
     scores = {ranked.window: ranked.score for ranked in plain.windows}
     gains = np.array([ranked.score - scores[ranked.window] for ranked in both.windows])
     assert len(both.windows) == 59 and gains.min() > -1e-6 and gains.max() > 1e-3
     assert zoomed(12).calls - plain.calls == 30 - 3  # a window alone
-    assert programs.traces == compiled
+    assert programs.compiled == compiled
 
 
 def test_an_adapter_that_reads_the_question_shares_no_prefix(config, tokenizer):

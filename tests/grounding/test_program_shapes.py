@@ -1,0 +1,97 @@
+"""The list of all programs: nothing is compiled beside it whatever the video, and nothing on it is left unused."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from revision_jax import extraction
+from revision_jax.config import LevelConfig
+from revision_jax.grounding.level_functions import LevelFunctions
+from revision_jax.grounding.program_shapes import program_shapes, token_counts
+from revision_jax.grounding.search import Searcher
+from revision_jax.models.revision import abstract_state
+from revision_jax.stored_programs import StoredProgram
+from tests.grounding.conftest import random_film
+from tests.grounding.test_patch_encoder import two_encoders
+from tests.grounding.test_search import QUERIES, patches
+
+LENGTHS = (3.2, 30, 47.3, 60, 600, 601.5, 1799, 1800, 3600, 10800)  # seconds
+
+
+def test_a_session_over_ten_lengths_compiles_nothing_else(config, programs, monkeypatch, caplog):
+    listed = {(shape.kind, shape.level): programs.stored(shape.kind, shape.level) for shape in program_shapes(programs.functions, programs.state)}
+    for shape in program_shapes(programs.functions, programs.state):
+        listed[shape.kind, shape.level].prepare(programs.state, *shape.arrays)
+    compiled, called, call = programs.compiled, set(), StoredProgram.__call__
+
+    def noted(self, *args):
+        called.add(self)
+        return call(self, *args)
+
+    monkeypatch.setattr(StoredProgram, "__call__", noted)
+    searcher = Searcher(config, programs)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for seed, seconds in enumerate(LENGTHS):
+            for found in searcher.search(random_film(seconds, seed), QUERIES[: 1 + seed % 2], refine=patches):
+                assert found.moments
+    assert [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()] == []
+    assert programs.compiled == compiled
+    assert called == set(listed.values())
+
+
+def test_compiles_would_be_seen(caplog):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        jax.jit(lambda x: x + 17)(np.zeros(3, np.float32))
+    assert any("ompil" in record.getMessage() for record in caplog.records)
+
+
+def kinds(config, tokenizer) -> list[tuple[str, str]]:
+    return [(shape.kind, shape.level) for shape in program_shapes(LevelFunctions(config, tokenizer), abstract_state(config))]
+
+
+def test_a_program_for_each_number_of_tokens_that_a_frame_can_have(config, tokenizer):
+    grids = ((4, 4), (2, 8), (8, 4))  # 4, 4 and 8 merged tokens
+    wide = dataclasses.replace(config, vision=dataclasses.replace(config.vision, grids=grids))
+    assert token_counts(wide.vision) == [4, 8]
+    one = [
+        ("question", ""), ("run tokens", "nested"), ("window answer", "nested"), ("window tokens", "sparse"), ("window answer", "sparse"),
+        ("frame prefix", "dense"), ("frame answer", "dense"), ("patch answer", "patch"),
+    ]  # fmt: skip
+    assert kinds(config, tokenizer) == one
+    found = kinds(wide, tokenizer)
+    tokens = {("window tokens", "sparse"), ("frame prefix", "dense"), ("frame answer", "dense"), ("patch answer", "patch")}  # see frames' tokens
+    assert set(found) == set(one) and all(found.count(key) == (2 if key in tokens else 1) for key in one)
+    sizes = [shapes[1].shape for _, shapes in extraction.image_shapes(wide, abstract_state(wide)["params"])]
+    assert sizes == [(extraction.CHUNK, 32, 32, 3), (extraction.CHUNK, 16, 64, 3), (extraction.CHUNK, 64, 32, 3)]
+
+
+def test_other_configs(config, tokenizer):
+    # The patch level's own encoder has a program, and its tokens have a shape, of their own.
+    own = two_encoders()
+    state = abstract_state(own)
+    assert [encoder for encoder, _ in extraction.image_shapes(own, state["params"])] == ["vision", "patch_vision"]
+    (patch,) = (shape for shape in program_shapes(LevelFunctions(own, tokenizer), state) if shape.kind == "patch answer")
+    assert patch.arrays[0].shape == (4, 8, 16, 24)
+    # A baseline is no part of the search.
+    flat = LevelConfig(name="flat", kind="dense", tokens=12, adapter=config.grounding.level("dense").adapter, baseline=True)
+    more = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=(*config.grounding.levels, flat)))
+    assert kinds(more, tokenizer) == kinds(config, tokenizer)
+    # Without late similarity no level reads tokens: one program whatever the grid.
+    signal = dataclasses.replace(config.decoder.signal, similarity="pooled")
+    vision = dataclasses.replace(config.vision, grids=((4, 4), (8, 4)))
+    pooled = dataclasses.replace(config, vision=vision, decoder=dataclasses.replace(config.decoder, signal=signal))
+    assert kinds(pooled, tokenizer).count(("frame answer", "dense")) == 1 and kinds(pooled, tokenizer).count(("patch answer", "patch")) == 2
+
+
+@pytest.mark.parametrize("change", [{"query_len": 12}, {"prompt_len": 24}])
+def test_identity(config, tokenizer, change):
+    changed = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, **change))
+    assert LevelFunctions(config, tokenizer).identity == LevelFunctions(config, tokenizer).identity
+    assert LevelFunctions(changed, tokenizer).identity != LevelFunctions(config, tokenizer).identity
+    trained = dataclasses.replace(config, name="other", data=dataclasses.replace(config.data, train_videos=3))
+    assert LevelFunctions(trained, tokenizer).identity == LevelFunctions(config, tokenizer).identity
