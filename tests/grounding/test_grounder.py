@@ -88,6 +88,20 @@ def test_a_video_is_answered_and_the_second_time_comes_from_disk(grounder, video
         assert all(isinstance(v, float) for v in result["seconds"].values())
 
 
+@pytest.mark.slow
+def test_a_later_process_reads_every_program(grounder, folder, video):
+    """`compile` makes all that a video asks for ready, and stores it: another model of the same config, as in a new process, traces nothing."""
+    done = []
+    count = grounder.compile(lambda *progress: done.append(progress))
+    assert count == 9 and done == [(k, count) for k in range(count)]  # the encoder, a question, and seven of four levels
+    later = Grounder.from_pretrained(folder, cache_dir=grounder.cache_dir)
+    assert later.compile() == count
+    compiled = later.programs.compiled
+    later.ground(video, ["a red ring"])
+    assert later.programs.compiled == compiled and sum(compiled.values()) == count - 1
+    assert sum(later.programs.stored(*key).traced for key in compiled) == 0
+
+
 def test_a_damaged_store_is_made_anew(grounder, video):
     encoded = grounder.encode(video)
     store = encoded.source.store.path

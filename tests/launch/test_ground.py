@@ -9,6 +9,7 @@ import pytest
 from launch import cli, ground
 from revision_jax.errors import UserError
 from revision_jax.grounding.grounder import Grounder
+from revision_jax.stored_programs import program_folder
 from tests.grounding.conftest import config, state, tokenizer  # noqa: F401  fixtures
 from tests.grounding.test_grounder import folder, write_video  # noqa: F401
 
@@ -78,9 +79,18 @@ def test_bad_options(video, folder, tmp_path, capsys):  # noqa: F811
         (["--query", "ring", "--checkpoint", tmp_path / "nowhere"], "nowhere: no such checkpoint folder"),
         (["--query", "ring", "--checkpoint", tmp_path], "config.json is missing"),
         (["--no-such-option"], "--no-such-option"),
+        (["--compile-only"], "--compile-only: takes no video and no question"),
     ):
         assert message in refusal(capsys, [*asked, *arguments])
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.slow
+def test_compile_only(folder, tmp_path, capsys):  # noqa: F811
+    ground.main(["--compile-only", "--checkpoint", str(folder), "--cache", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{folder}: 9 programs ready after ") and f"kept in {program_folder().parent}" in said and list(program_folder().iterdir())
+    assert "no video is given" in refusal(capsys, ["--query", "ring"])
 
 
 def test_bad_videos(folder, tmp_path, capsys):  # noqa: F811
