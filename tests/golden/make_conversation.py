@@ -47,7 +47,12 @@ CASES: dict[str, dict] = {
         ],
     },
 }  # fmt: skip
-MERGES = {"image": 1, "images": 1, "untagged": 2, "text": 1, "video": 2, "stream": 2}
+ANSWERS = {"text": "A red ring.", "image": "the same as before", "images": "Nothing happens here", "video": "At 2 s."}  # to the prompts of make_chat
+GRADIENTS = (
+    "model.vision_model.encoder.layers.0.self_attn.q_proj.weight", "model.projector.readout.0.weight", "model.projector.readout.2.bias",
+    "model.language_model.layers.0.self_attn.k_proj.weight", "model.language_model.embed_tokens.weight",
+)  # fmt: skip
+MERGES = {"image": 1, "images": 1, "untagged": 1, "text": 1, "video": 2, "stream": 2}
 
 
 def picture(name: str) -> np.ndarray:
@@ -66,6 +71,31 @@ def tokenizer(special: list[str] = OWN):
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True), decoders.ByteLevel()
     inner.add_special_tokens(special)
     return inner
+
+
+def answered(case: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A prompt of make_chat with an answer behind it: (ids, which of them are learnt)."""
+    words = make_chat.tokenizer()
+    prompt, answer = words.encode(make_chat.text(case, seed)).ids, words.encode(f"{ANSWERS[case]}<|im_end|>").ids
+    ids = np.array([*prompt, *answer, *words.encode("\n").ids], np.int32)
+    return ids, (np.arange(len(ids)) >= len(prompt)) & (np.arange(len(ids)) < len(ids) - 1)
+
+
+def reference(seed: int = 0) -> dict[str, np.ndarray]:
+    """Of transformers' model: each case's loss, and some gradients of the mean over all cases' learnt tokens."""
+    import torch
+
+    model, total, arrays = make_chat.model(seed), 0, {}
+    model.zero_grad()
+    for case in make_chat.CASES:
+        ids, learnt = answered(case, seed)
+        inputs = make_chat.inputs(case, seed) | {"input_ids": torch.tensor(ids[None]).long(), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        loss = model(**inputs, labels=torch.tensor(np.where(learnt, ids, -100)[None]).long()).loss
+        (loss * learnt.sum()).backward()
+        total += learnt.sum()
+        arrays[f"loss/{case}"] = loss.detach().numpy()
+    parameters = dict(model.named_parameters())
+    return arrays | {f"gradient/{name}": (parameters[name].grad / total).numpy() for name in GRADIENTS}
 
 
 def load() -> dict[str, np.ndarray]:
@@ -144,7 +174,7 @@ def main() -> None:
     parser.add_argument("--original", metavar="DIR", type=pathlib.Path)
     folder = parser.parse_args().original
     arrays = {name: array for name, array in load().items() if name.endswith(("/ids", "/labels"))} if folder is None else _original(folder)
-    np.savez_compressed(PATH, **arrays)
+    np.savez_compressed(PATH, **arrays, **reference())
     print(f"{PATH.name}: {PATH.stat().st_size / 1024:.0f} KiB")
 
 
