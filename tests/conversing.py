@@ -17,7 +17,7 @@ from revision_jax.data.tokenizer import Tokenizer
 from tests.chat.conftest import loaded, write_film
 from tests.golden import make_chat, make_conversation
 
-ROWS = (RowConfig(192, 128, 96, ((2, 64), (1, 96))), RowConfig(320, 256, 128, ((6, 64),)))
+ROWS = (RowConfig(192, 96, 96, ((2, 64),)), RowConfig(320, 256, 128, ((5, 64), (1, 96))))
 
 
 @functools.cache

@@ -54,7 +54,7 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def runs(self, index: int) -> list[tuple[int, int]]:
+    def runs(self, index: int | np.integer) -> list[tuple[int, int]]:
         at = slice(self.first[index], self.first[index + 1])
         return list(zip(self.pictures[at].tolist(), self.patches[at].tolist(), strict=True))
 
