@@ -13,31 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from revision_jax.errors import UserError
-
-
-class ConfigError(UserError, ValueError):
-    """A config field (or a command-line override) that cannot be used; the message is one line for the user."""
-
-
-def _check(condition: bool, where: str, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"{where}: {message}")
-
-
-def _one_of(where: str, value: Any, choices: tuple) -> None:
-    _check(value in choices, where, f"{value!r} is not one of {', '.join(map(str, choices))}")
-
-
-def _positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        _check(value > 0, f"{where}.{name}", f"must be above 0, is {value}")
-
+from revision_jax.conversation_config import ConversationConfig, RowConfig  # noqa: F401  both are part of this module
+from revision_jax.fields import ConfigError, _build, _check, _one_of, _positive
 
 # --------------------------------------------------------------------------------------------------------------------------- models
 
@@ -366,13 +346,14 @@ class StageConfig:
     """One stage of the curriculum: what is seen, what is trained, for how long."""
 
     name: str = "1a"
-    task: Literal["pretrain", "language", "ground", "presence"] = "ground"
+    task: Literal["pretrain", "language", "ground", "presence", "conversation"] = "ground"
     level: str = ""  # whose adapter, LoRA, shapes and prompt; empty for pretrain and language
     train: tuple[str, ...] = ()  # path prefixes that are trained: "params", "lora/dense", "adapter/dense"
     copies: tuple[tuple[str, str], ...] = ()  # (from, to) subtrees copied when the stage begins: ("lora/dense", "lora/sparse")
     steps: int = 1000
     batch: int = 32
     learning_rate: float = 1e-4
+    rates: tuple[tuple[str, float], ...] = ()  # (path prefix, learning rate) of parts that have another one; the longest prefix counts
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -385,10 +366,16 @@ class StageConfig:
     keep: float = 1.0  # pretrain: share of an image's blocks of patches that are encoded, those with the most contrast
     cut: float = 0.0  # dense: share of positive windows whose border may cut the event, as the windows of a search do
     crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
+    conversation: ConversationConfig | None = None  # conversation: its data and shapes; `batch` counts packed rows then
 
     def __post_init__(self):
         w = f"stages.{self.name}"
-        _one_of(f"{w}.task", self.task, ("pretrain", "language", "ground", "presence"))
+        _one_of(f"{w}.task", self.task, ("pretrain", "language", "ground", "presence", "conversation"))
+        _check((self.task == "conversation") == (self.conversation is not None), f"{w}.conversation", f"goes with the task conversation, and it is {self.task}")
+        for prefix, rate in self.rates:
+            inside = any(prefix == part or prefix.startswith(part + "/") for part in self.train)
+            _check(inside, f"{w}.rates", f"{prefix!r} is not under what is trained ({', '.join(self.train)})")
+            _check(rate > 0, f"{w}.rates", f"rate of {prefix} must be above 0, is {rate}")
         _positive(w, batch=self.batch, learning_rate=self.learning_rate)
         _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
         _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
@@ -407,7 +394,8 @@ class DataConfig:
     dataset: str = "synthetic"
     root: str = ""
     features: str = ""
-    on_missing: Literal["raise", "skip"] = "raise"  # a video without usable features
+    media: str = ""  # conversations: the folder that the paths of images and videos are relative to
+    on_missing: Literal["raise", "skip"] = "raise"  # a video without usable features; a conversation whose media cannot be read
     version: int = 1
     train_videos: int = 24
     validation_videos: int = 6
@@ -495,6 +483,18 @@ class ExperimentConfig:
                 f"stages.{stage.name}.level",
                 f"{stage.level!r} is not a level; there are {', '.join(sorted(names)) or 'none'}",
             )
+            if stage.task == "conversation":
+                self._check_conversation(stage)
+
+    def _check_conversation(self, stage: StageConfig) -> None:
+        where = f"stages.{stage.name}"
+        adapter, vision = self.grounding.level(stage.level).adapter, self.encoder(self.patch_encoder)
+        _check(adapter.kind == "mlp", f"{where}.level", f"{stage.level}: conversations need a level with an 'mlp' adapter, VideoLLaMA3's projector")
+        _check(vision.position == "rope2d", f"{self.patch_encoder}.position", f"conversations show pictures of any size: 'rope2d', not {vision.position!r}")
+        _check(not vision.projection, f"{self.patch_encoder}.projection", "must be 0: the projector reads the encoder's tokens as they are")
+        _check(adapter.width == vision.width, f"levels.{stage.level}.adapter.width", f"{adapter.width} differs from the encoder's {vision.width}")
+        loras = [prefix for prefix in stage.train if prefix.startswith("lora")]
+        _check(not loras, f"{where}.train", f"{', '.join(loras)}: conversations are answered by the bare decoder, which no LoRA is part of")
 
     @property
     def patch_encoder(self) -> str:
@@ -516,33 +516,6 @@ class ExperimentConfig:
     @staticmethod
     def from_dict(values: dict, where: str = "config") -> ExperimentConfig:
         return _build(ExperimentConfig, values, where)
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turns JSON values into `kind` (a dataclass, tuple, literal or plain type); raises ConfigError naming the field."""
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:  # "X | None"
-        return None if value is None else _build(next(choice for choice in typing.get_args(kind) if choice is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind):
-        _check(isinstance(value, dict), where, f"must be an object with {kind.__name__}'s fields, is {value!r}")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        _check(not unknown, where, f"unknown field {', '.join(unknown)}; known are {', '.join(hints)}")
-        return kind(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-    if origin is tuple:
-        args = typing.get_args(kind)
-        _check(isinstance(value, (list, tuple)), where, f"must be a list, is {value!r}")
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        _check(len(value) == len(args), where, f"must have {len(args)} items, has {len(value)}")
-        return tuple(_build(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
-    if origin is Literal:
-        _one_of(where, value, typing.get_args(kind))
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    _check(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, f"must be {kind.__name__}, is {value!r}")
-    return value
 
 
 def override(config: ExperimentConfig, assignments: list[str] | tuple[str, ...]) -> ExperimentConfig:

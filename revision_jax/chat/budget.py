@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from revision_jax.chat.media import Medium
 from revision_jax.config import DecoderConfig
+from revision_jax.data.media import Medium
 from revision_jax.errors import UserError
 
 DEFAULT = 20480  # tokens: the 16,384 visual ones that the model was released for, and text

@@ -24,13 +24,13 @@ import numpy as np
 from revision_jax import checkpoint, paths
 from revision_jax.chat import budget
 from revision_jax.chat.engine import Engine, slots_for
-from revision_jax.chat.media import Medium, look, read
-from revision_jax.chat.prompt import END, Message, Shown, check_text, encode, render, specials
 from revision_jax.chat.sampling import Sampling
 from revision_jax.config import ExperimentConfig
 from revision_jax.convert import formats
 from revision_jax.convert.plan import Plan
 from revision_jax.convert.source import open_source
+from revision_jax.data.chat_template import END, Message, Shown, check_text, encode, render, specials
+from revision_jax.data.media import Medium, look, read
 from revision_jax.data.processing import Rules, read_rules
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError

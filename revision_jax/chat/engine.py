@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
-from revision_jax.chat.prompt import Prompt
 from revision_jax.chat.sampling import Sampling, pick
 from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.data import frames as host_frames
+from revision_jax.data.chat_template import Prompt
 from revision_jax.models import revision
 from revision_jax.models.adapter import make_adapter
 from revision_jax.models.decoder import Decoder, init_cache, split_layers

@@ -40,7 +40,7 @@ def patchify(frames: Num[np.ndarray, "T h w 3"], patch: int, merge: int) -> Floa
 
     Raises ValueError if height or width does not divide by patch * merge.
     """
-    return _cut(frames, patch, merge).astype(np.float32, copy=False)
+    return cut(frames, patch, merge).astype(np.float32, copy=False)
 
 
 def unpatchify(patches: Num[np.ndarray, "T P C"], grid: tuple[int, int], patch: int, merge: int) -> Num[np.ndarray, "T h w 3"]:
@@ -52,7 +52,7 @@ def unpatchify(patches: Num[np.ndarray, "T P C"], grid: tuple[int, int], patch: 
 
 def encoder_patches(frames: UInt8[np.ndarray, "T h w 3"], config: VisionConfig) -> Float32[np.ndarray, "T P C"]:
     """Normalised patches, ready for the encoder: `patchify(normalise(frames))`, with the bytes moved before they become floats (twice as fast)."""
-    patches = _cut(frames, config.patch, config.merge)
+    patches = cut(frames, config.patch, config.merge)
     by_channel = patches.reshape(*patches.shape[:2], 3, -1)
     std = np.asarray(config.std, np.float32)[:, None]
     normalised = np.multiply(by_channel, 1.0 / (255.0 * std), dtype=np.float32)
@@ -138,8 +138,8 @@ def _grid(frames: np.ndarray, patch: int, merge: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-def _cut(frames: np.ndarray, patch: int, merge: int) -> np.ndarray:
-    """Patches [T P C] of the frames' own dtype."""
+def cut(frames: np.ndarray, patch: int, merge: int) -> np.ndarray:
+    """`patchify` in the frames' own dtype: bytes stay bytes."""
     (rows, cols), m, p = _grid(frames, patch, merge), merge, patch
     blocks = frames.reshape(len(frames), rows // m, m, p, cols // m, m, p, 3).transpose(0, 1, 4, 2, 5, 7, 3, 6)
     return np.ascontiguousarray(blocks).reshape(len(frames), rows * cols, 3 * p * p)

@@ -84,6 +84,10 @@ class Tokenizer:
         file.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
         return file
 
+    def text(self) -> str:
+        """All of it, as `tokenizer.json` holds it: tells one tokenizer from another."""
+        return self._inner.to_str()
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special tokens added."""
         return self._inner.encode(text, add_special_tokens=False).ids

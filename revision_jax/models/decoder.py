@@ -35,6 +35,7 @@ from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
 from revision_jax.models.attention import attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
 from revision_jax.models.rope import angles_1d, rotate
+from revision_jax.models.segments import segment_attention
 
 # The bias is SIGNAL_GAIN * sum_c signal_scale_c * signal_c, with signal_scale stored as init / SIGNAL_GAIN. The factor changes nothing at the start;
 # under Adam, whose steps do not know the size of a weight, it lets a scale of one become three within a few hundred steps at 1e-3.
@@ -71,12 +72,13 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B S H"],
         angles: Float32[Array, "B S r"],
-        mask: Bool[Array, "B 1 A M"],
+        mask: Bool[Array, "B 1 A M"] | None,
         bias: Float[Array, "B K A M"] | None,
         cache: dict | None,
         start: Int[Array, "*b"] | int | None,
         rows: Int[Array, "B A"] | None,
         deterministic: bool,
+        segments: Int[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B A H"], dict | None]:
         c = self.config
 
@@ -91,7 +93,10 @@ class Attention(nn.Module):
         if cache is not None:
             cache = {"k": _write(cache["k"], k, start), "v": _write(cache["v"], v, start)}
             k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
-        out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
+        if segments is not None:
+            out = segment_attention(q, k, v, segments, causal=True, implementation=c.attention)
+        else:
+            out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
         return linear("o", c.width, False)(out.reshape(*out.shape[:2], -1), deterministic), cache
 
 
@@ -105,23 +110,25 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B S H"],
         angles: Float32[Array, "B S r"],
-        mask: Bool[Array, "B 1 S M"],
+        mask: Bool[Array, "B 1 S M"] | None,
         reads: Bool[Array, "B S"] | None,
         signal: Float[Array, "B M C"] | None,
         cache: dict | None = None,
         start: Int[Array, "*b"] | int | None = None,
         rows: Int[Array, "B A"] | None = None,
         deterministic: bool = True,
+        segments: Int[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B A H"], dict | None]:
         c = self.config
-        mask = mask if rows is None else jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
+        mask = mask if rows is None or mask is None else jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
         bias = None
         if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "signal_scale")):
             scale = self.variable("lora", "signal_scale", _signal_scale_init, c).value
             if signal is not None and reads is not None:
                 columns = jnp.einsum("kc,bmc->bkm", SIGNAL_GAIN * scale.astype(jnp.float32), signal.astype(jnp.float32))
                 bias = jnp.where(_take(reads, rows)[:, None, :, None], columns[:, :, None, :], 0.0)
-        y, cache = Attention(c, name="attention")(RMSNorm(c.norm_eps, name="attention_norm")(x), angles, mask, bias, cache, start, rows, deterministic)
+        normed = RMSNorm(c.norm_eps, name="attention_norm")(x)
+        y, cache = Attention(c, name="attention")(normed, angles, mask, bias, cache, start, rows, deterministic, segments)
         x = _take(x, rows) + y
         return x + GatedMlp(c.mlp, lora=c.lora, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x), deterministic), cache
 
@@ -173,6 +180,7 @@ class Decoder(nn.Module):
         start: Int[Array, "*b"] | int | None = None,
         rows: Int[Array, "B A"] | None = None,
         deterministic: bool = True,
+        segments: Int[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B A H"], dict | None]:
         """Runs all layers over the S slots of this call.
 
@@ -183,6 +191,8 @@ class Decoder(nn.Module):
         start + S <= M. A signal given once stays in the cache for later calls.
         rows: the slots, counted from this call's first, whose hidden states are wanted (all if None). Where the layers run unrolled, the last one works
         for these alone: a third of a shallow model's time when only an answer is scored, or when a prompt is prefilled for its last slot.
+        segments: of packed rows, 1, 2, .. for the texts side by side, which do not see each other, and 0 where nothing is (`valid` says the same); no cache,
+        signal or rows go with it.
         Returns (hidden [B A H] after the final norm, A = S without `rows`; the new cache or None). Rows without a valid slot before them hold no information.
         Raises ValueError if cache and start are not given together, or if slots known when traced do not fit.
         """
@@ -193,6 +203,11 @@ class Decoder(nn.Module):
             added = summary.astype(jnp.float32) @ self.summary_kernel.astype(jnp.float32)
             embeds = embeds + jnp.where((reads & valid)[..., None], added[:, None, :], 0.0).astype(embeds.dtype)
         angles = angles_1d(positions, c.head_dim, c.rope_theta)
+        if segments is not None:
+            if cache is not None or signal is not None or rows is not None:
+                raise ValueError("decoder: packed rows (segments) go without cache, signal and rows")
+            run = self._scanned if c.scan or self.is_initializing() else lambda *args: self._unrolled(*args[:5], None, None, None, *args[5:])[0]
+            return self.norm(run(embeds, angles, None, None, None, deterministic, segments)), None
         if cache is None:
             mask = jnp.tril(jnp.ones((length, length), bool))[None, None] & valid[:, None, None, :]
             signal = None if signal is None else jnp.where(valid[..., None], signal, 0.0)
@@ -215,9 +230,9 @@ class Decoder(nn.Module):
         hidden, layers = self._unrolled(embeds, angles, mask, reads, signal, cache["layers"], start, rows, deterministic)
         return self.norm(hidden), {"layers": layers, "valid": cached_valid, "signal": signal}
 
-    def _scanned(self, hidden, angles, mask, reads, signal, deterministic):
+    def _scanned(self, hidden, angles, mask, reads, signal, deterministic, segments=None):
         def body(block: Block, hidden: Array, _: None) -> tuple[Array, None]:
-            return block(hidden, angles, mask, reads, signal, deterministic=deterministic)[0], None
+            return block(hidden, angles, mask, reads, signal, deterministic=deterministic, segments=segments)[0], None
 
         if self.config.remat:
             body = nn.remat(body, prevent_cse=False)
@@ -227,11 +242,11 @@ class Decoder(nn.Module):
         )
         return scan(self.layers, hidden, None)[0]
 
-    def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, rows, deterministic):
+    def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, rows, deterministic, segments=None):
         block = Block(self.config, parent=None)
 
         def run(layer: dict, hidden: Array, cache: dict | None, rows: Array | None, rngs: dict | None) -> tuple[Array, dict | None]:
-            return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, rows, deterministic, rngs=rngs)
+            return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, rows, deterministic, segments, rngs=rngs)
 
         if self.config.remat and caches is None:
             run = jax.checkpoint(run)

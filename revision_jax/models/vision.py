@@ -16,6 +16,7 @@ from revision_jax.config import ConfigError, VisionConfig
 from revision_jax.models.attention import attention
 from revision_jax.models.layers import LayerNorm, LoraLinear, Mlp
 from revision_jax.models.rope import angles_2d, rotate
+from revision_jax.models.segments import segment_attention
 
 
 class SelfAttention(nn.Module):
@@ -25,13 +26,15 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B P D"], mask: Bool[Array, "#B #K #P P"] | None, angles: Float[Array, "B P half"] | None = None
+        self, x: Float[Array, "B P D"], mask: Bool[Array, "#B #K #P P"] | None, angles: Float[Array, "B P half"] | None = None,
+        segments: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B P D"]:
         width = x.shape[-1]
         q, k, v = (LoraLinear(width, use_bias=True, name=name)(x).reshape(*x.shape[:2], self.heads, -1) for name in ("q", "k", "v"))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        return LoraLinear(width, use_bias=True, name="out")(attention(q, k, v, mask=mask).reshape(x.shape))
+        seen = attention(q, k, v, mask=mask) if segments is None else segment_attention(q, k, v, segments, causal=False)
+        return LoraLinear(width, use_bias=True, name="out")(seen.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -44,9 +47,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B P D"], mask: Bool[Array, "#B #K #P P"] | None, angles: Float[Array, "B P half"] | None = None
+        self, x: Float[Array, "B P D"], mask: Bool[Array, "#B #K #P P"] | None, angles: Float[Array, "B P half"] | None = None,
+        segments: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B P D"]:
-        x = x + SelfAttention(self.heads, name="attention")(LayerNorm(self.eps, name="norm1")(x), mask, angles)
+        x = x + SelfAttention(self.heads, name="attention")(LayerNorm(self.eps, name="norm1")(x), mask, angles, segments)
         return x + Mlp(self.mlp, self.activation, name="mlp")(LayerNorm(self.eps, name="norm2")(x))
 
 
@@ -76,13 +80,22 @@ class VisionTransformer(nn.Module):
     projected. What lies in invalid patches (even NaN) changes nothing.
 
     Learned positions are a table over the rows and columns of the largest grid, in row-major order; a class token has its own.
+
+    segments: where several pictures share a line of P patches, 1, 2, .. for each, 0 for padding; they do not see each other, and "frame" means nothing.
+    remat: blocks are computed again in the backward pass, and only what goes in and out of them is kept.
     """
 
     config: VisionConfig
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, patches: Float[Array, "B P C"], rows: Int[Array, "B P"], cols: Int[Array, "B P"], valid: Bool[Array, "B P"]) -> dict:
+    def __call__(
+        self, patches: Float[Array, "B P C"], rows: Int[Array, "B P"], cols: Int[Array, "B P"], valid: Bool[Array, "B P"],
+        segments: Int[Array, "B P"] | None = None,
+    ) -> dict:
         config = self.config
+        if segments is not None and (config.class_token or config.pool == "attention"):
+            raise ConfigError("vision: pictures that share a line of patches (segments) can have neither a class token nor a pooling head")
         patches = jnp.where(valid[..., None], patches, 0)
         x = LoraLinear(config.width, use_bias=True, name="patch_embed")(patches)
         angles = None
@@ -104,8 +117,10 @@ class VisionTransformer(nn.Module):
         if config.pre_norm:
             x = LayerNorm(config.norm_eps, name="pre_norm")(x)
         embedded, blocks = x, []
+        block = nn.remat(Block) if self.remat else Block
+        mask = seen[:, None, None, :] if segments is None else None
         for layer in range(config.layers):
-            x = Block(config.heads, config.mlp, config.activation, config.norm_eps, name=f"blocks_{layer}")(x, seen[:, None, None, :], angles)
+            x = block(config.heads, config.mlp, config.activation, config.norm_eps, name=f"blocks_{layer}")(x, mask, angles, segments)
             blocks.append(x)
         x = LayerNorm(config.norm_eps, name="post_norm")(x)
         tokens = jnp.where(valid[..., None], x[:, 1:] if config.class_token else x, 0)

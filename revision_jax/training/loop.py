@@ -44,6 +44,7 @@ class Task(NamedTuple):
     make_loss: stage -> loss(state, batch, key) -> (loss, metrics).
     make_examples: stage -> Examples; called after `before_stage`.
     load_state: shardings -> state, in place of init_state, where released weights are the start.
+    check: called with every stage to come before anything is written; raises for what it lacks.
     before_stage: called with (stage, state) whenever a stage is entered, also after a restart in its middle; what it leaves on disk must make
         a second call cheap. The state's arrays are valid during the call only.
     on_stage_end: each called with (stage, state) once a stage's last checkpoint is written; all again if the process dies in one of them.
@@ -57,6 +58,7 @@ class Task(NamedTuple):
     before_stage: Callable[[StageConfig, State], None] | None = None
     on_stage_end: Sequence[Callable[[StageConfig, State], None]] = ()
     axes: Axes = axes_of
+    check: Callable[[StageConfig], None] | None = None
 
 
 class Result(NamedTuple):
@@ -91,6 +93,8 @@ def run(
     abstract = jax.eval_shape(task.init_state)
     for stage in chosen:  # all of them now, not after hours of the first
         check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules)
+        if task.check is not None:
+            task.check(stage)
         jax.eval_shape(lambda state, stage=stage: begin_stage(state, stage), abstract)
     shardings = tree_shardings(abstract, mesh, rules, task.axes)
     abstract = _placed(abstract, shardings)

@@ -1,4 +1,4 @@
-"""The optimizer of a stage: AdamW or Muon, linear warm-up then cosine to zero, clipping by the global norm.
+"""The optimizer of a stage: AdamW or Muon, linear warm-up then cosine to zero, clipping by the global norm, a learning rate for each part.
 
 Norms, biases and every other vector take no weight decay. Muon (Newton-Schulz on the momentum; optax.contrib) is for the weight matrices,
 each layer of a stacked one by itself; embeddings, heads and vectors go on with AdamW.
@@ -63,6 +63,22 @@ def muon_axes(tree: Mapping[str, Any], axes: Axes = axes_of) -> dict[str, Any]:
     return _by_leaf(tree, decide, axes)
 
 
+def rate_of(stage: StageConfig, name: str) -> float:
+    """The peak learning rate of one leaf: that of the longest prefix in `stage.rates` that it lies under, or the stage's."""
+    fitting = [(len(prefix), rate) for prefix, rate in stage.rates if paths.under(name, prefix)]
+    return max(fitting)[1] if fitting else stage.learning_rate
+
+
+def _own_rates(stage: StageConfig) -> optax.GradientTransformation:
+    """Scales each leaf's finished update by its own rate over the stage's: the same as having that rate, weight decay included."""
+
+    def scaled(updates: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
+        leaves = paths.flatten(updates)
+        return paths.unflatten({name: leaf * (rate_of(stage, name) / stage.learning_rate) for name, leaf in leaves.items()})
+
+    return optax.stateless(scaled)
+
+
 def make_optimizer(stage: StageConfig, axes: Axes = axes_of) -> optax.GradientTransformation:
     """The gradient transformation of a stage, for its trained part alone. `stage.clip` 0 means no clipping."""
     rate = warmup_cosine(stage.learning_rate, stage.steps, stage.warmup)
@@ -78,4 +94,6 @@ def make_optimizer(stage: StageConfig, axes: Axes = axes_of) -> optax.GradientTr
         )
     else:
         update = optax.adamw(rate, weight_decay=stage.weight_decay, mask=mask)
-    return optax.chain(optax.clip_by_global_norm(stage.clip), update) if stage.clip > 0 else update
+    clip = [optax.clip_by_global_norm(stage.clip)] if stage.clip > 0 else []
+    own = [_own_rates(stage)] if stage.rates else []
+    return optax.chain(*clip, update, *own) if clip or own else update

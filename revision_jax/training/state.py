@@ -65,5 +65,6 @@ def begin_stage(state: Mapping[str, Any], stage: StageConfig) -> State:
     where = f"stages.{stage.name}"
     state = copied(state, stage.copies, f"{where}.copies")
     trainable, frozen = split(state, stage.train, f"{where}.train")
+    split(trainable, tuple(prefix for prefix, _ in stage.rates), f"{where}.rates")  # for its check of the prefixes
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, trainable)
     return merge(trainable, frozen)

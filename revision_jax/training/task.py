@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from revision_jax import checkpoint, paths
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data import prompts
+from revision_jax.data.chat_template import specials
 from revision_jax.data.corpus import Corpus
 from revision_jax.data.curriculum import Curriculum
 from revision_jax.data.pipeline import Examples
@@ -20,6 +21,8 @@ from revision_jax.data.synthetic.language import vocabulary_sentences
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.models.revision import abstract_state, init_state
+from revision_jax.training.conversation_loss import conversation_loss
+from revision_jax.training.conversations import conversation_source, mixture
 from revision_jax.training.corpus import Report, prepare
 from revision_jax.training.loop import Task
 from revision_jax.training.losses import stage_loss
@@ -29,9 +32,12 @@ SENTENCES = 20_000  # of the world's language, which the vocabulary is made of
 
 
 def make_tokenizer(config: ExperimentConfig, workdir: str | Path) -> Tokenizer:
-    """The work directory's tokenizer; built from the world's language where there is none yet."""
+    """The work directory's tokenizer; built from the world's language where there is none yet. Raises UserError where conversations want a model's own."""
     file = Path(workdir) / "tokenizer.json"
     if not file.exists():
+        conversing = [stage.name for stage in config.train.stages if stage.task == "conversation"]
+        if conversing:
+            raise UserError(f"stages.{conversing[0]}: conversations want the model's own tokenizer; begin from a checkpoint that has it (--init DIR)")
         Path(workdir).mkdir(parents=True, exist_ok=True)
         build_word_tokenizer([*vocabulary_sentences(0, SENTENCES), *_prompt_texts(config)], numbers=256, vocab_size=config.decoder.vocab).save(workdir)
     return Tokenizer.load(workdir)
@@ -101,22 +107,33 @@ def make_task(
     """
     load_state = None if begin is None else begin_from(config, begin, workdir, parts)
     tokenizer = make_tokenizer(config, workdir)
-    if tokenizer.vocab_size > config.decoder.vocab or tokenizer.vocab_size > config.text.vocab:
-        raise ConfigError(f"decoder.vocab: {config.decoder.vocab} (text: {config.text.vocab}) is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
+    if tokenizer.vocab_size > config.decoder.vocab:
+        raise ConfigError(f"decoder.vocab: {config.decoder.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
+    if config.text is not None and tokenizer.vocab_size > config.text.vocab:
+        raise ConfigError(f"text.vocab: {config.text.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
     corpora: dict[str, Corpus] = {}
 
+    def check(stage: StageConfig) -> None:
+        if stage.task == "conversation":
+            mixture(config, stage)
+            specials(tokenizer)
+
     def before_stage(stage: StageConfig, state: dict) -> None:
-        if stage.task not in ("pretrain", "language"):
+        if stage.task not in ("pretrain", "language", "conversation"):
             corpora["train"] = prepare(config, state["params"], workdir, report)
 
     def make_examples(stage: StageConfig) -> Examples:
+        if stage.task == "conversation":
+            return conversation_source(config, stage, tokenizer, report)
         if stage.task in ("pretrain", "language"):
             return PretrainSource(config, stage, tokenizer, config.train.seed)
         return Curriculum(config, stage, corpora["train"], tokenizer, config.train.seed)
 
     def make_loss(stage: StageConfig) -> Loss:
+        if stage.task == "conversation":
+            return lambda state, batch, key: conversation_loss(config, stage, state, batch)
         dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
         return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense))
 
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
-    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state)
+    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state, check=check)

@@ -14,9 +14,9 @@ from revision_jax import checkpoint
 from revision_jax.chat import engine as engine_module
 from revision_jax.chat.chat import Chat
 from revision_jax.chat.engine import Engine, slots_for
-from revision_jax.chat.prompt import Prompt
 from revision_jax.chat.sampling import Sampling
 from revision_jax.config import PrunerConfig
+from revision_jax.data.chat_template import Prompt
 from revision_jax.data.processing import Rules
 from revision_jax.errors import UserError
 from tests.chat.conftest import write_film

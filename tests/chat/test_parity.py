@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from revision_jax.chat.engine import Batch, Engine
-from revision_jax.chat.prompt import Message, Prompt, Shown, encode, render, specials
 from revision_jax.data import frames as host_frames
+from revision_jax.data.chat_template import Message, Prompt, Shown, encode, render, specials
 from revision_jax.data.processing import Rules, kept_tokens
 from revision_jax.models.decoder import Decoder
 from tests.chat.conftest import loaded

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from revision_jax import paths
-from revision_jax.config import StageConfig
+from revision_jax.config import ConfigError, StageConfig
 from revision_jax.training.optimizer import decays, make_optimizer, muon_axes, warmup_cosine
 from tests.training.toy_task import toy_axes, toy_state
 
@@ -70,3 +70,24 @@ def test_muon_orthogonalises_each_layer():
         values = np.linalg.svd(layer, compute_uv=False)
         assert values.max() / values.min() < 2.0  # a random 32 x 16 matrix has about 5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_part_with_its_own_rate_moves_as_if_the_whole_stage_had_it(optimizer):
+    random = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), ones())
+    common = {"name": "s", "task": "pretrain", "steps": 10, "optimizer": optimizer, "train": ("params", "lora/fine"), "weight_decay": 0.1}
+    rates = (("params/first", 3e-3), ("params/first/bias", 5e-4), ("lora/fine", 2e-3))
+    mixed = StageConfig(**common, learning_rate=1e-2, rates=rates)
+    moved = paths.flatten(first_update(mixed, gradients, ones())[0])
+    for name, leaf in moved.items():
+        rate = 5e-4 if name == "params/first/bias" else 3e-3 if name.startswith("params/first/") else 2e-3 if name.startswith("lora/fine") else 1e-2
+        alone = paths.flatten(first_update(StageConfig(**common, learning_rate=rate), gradients, ones())[0])[name]
+        np.testing.assert_allclose(leaf, alone, rtol=1e-5)
+
+
+def test_rates_are_of_what_is_trained():
+    with pytest.raises(ConfigError, match=r"stages\.s\.rates: 'params/vision' is not under what is trained \(params/decoder\)"):
+        StageConfig(name="s", train=("params/decoder",), rates=(("params/vision", 1e-3),))
+    with pytest.raises(ConfigError, match="rate of params must be above 0"):
+        StageConfig(name="s", train=("params",), rates=(("params", 0.0),))

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import tokenizers
 
-from revision_jax.chat.media import shrunk
-from revision_jax.chat.prompt import Message, Shown, check_text, encode, render, specials
+from revision_jax.data.chat_template import Message, Shown, check_text, encode, render, specials
+from revision_jax.data.media import shrunk
 from revision_jax.data.processing import Rules, sample_frames
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from tests.golden import make_chat as golden
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(golden.tokenizer(), {"eos": "<|im_end|>"})
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,13 @@
     <|im_start|>assistant
 
 A frame has as many placeholders as tokens of it were kept; an image is its placeholders; both end in a new line. Nothing is put in front of the
-first turn (a system line is written only if one is given). Sources: the chat template of the released checkpoints, transformers' `video_llama_3` processor.
+first turn (a system line is written only if one is given). A stream is a video whose frames are turns of their own, between those of the speakers:
+
+    <|stream_start|>stream
+    Time 3.0s: <|video_pad|>..<|video_pad|>
+    <|stream_end|>
+
+Sources: the chat template of the released checkpoints, transformers' `video_llama_3` processor.
 """
 
 from __future__ import annotations
@@ -18,13 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from revision_jax.data.processing import Rules, video_text
+from revision_jax.data.processing import Rules, timestamp_text, video_text
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 OWN = "<image>"  # of the original repository's vocabulary, for images and videos alike
+STREAM_START, STREAM_END = "<|stream_start|>", "<|stream_end|>"  # of the original repository's vocabulary
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,23 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """One frame of a stream: how many tokens it has, and when it is shown, in seconds since the stream began."""
+
+    count: int
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return self.count
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn: `role` is system, user or assistant; parts are texts and what is shown, in order."""
+    """One turn: `role` is system, user, assistant or stream; parts are texts and what is shown, in order."""
 
     role: str
-    parts: tuple[str | Shown, ...]
+    parts: tuple[str | Shown | Frame, ...]
 
 
 class Prompt(NamedTuple):
@@ -85,14 +104,22 @@ def specials(tokenizer: Tokenizer) -> Specials:
 
 def render(messages: Sequence[Message], rules: Rules, tokens: Specials, answer: bool = True) -> str:
     """The conversation as text; with `answer` the assistant's turn is opened."""
-    out = []
-    for message in messages:
-        parts = (part if isinstance(part, str) else _shown(part, rules, tokens) for part in message.parts)
-        out.append(f"{START}{message.role}\n{''.join(parts)}{END}\n")
-    return "".join(out) + (f"{START}assistant\n" if answer else "")
+    return "".join(_message(message, rules, tokens) for message in messages) + (opening("assistant") if answer else "")
 
 
-def _shown(part: Shown, rules: Rules, tokens: Specials) -> str:
+def opening(role: str) -> str:
+    """What stands in front of a turn's parts."""
+    return f"{STREAM_START if role == 'stream' else START}{role}\n"
+
+
+def _message(message: Message, rules: Rules, tokens: Specials) -> str:
+    parts = (part if isinstance(part, str) else _shown(part, rules, tokens) for part in message.parts)
+    return f"{opening(message.role)}{''.join(parts)}{STREAM_END if message.role == 'stream' else END}\n"
+
+
+def _shown(part: Shown | Frame, rules: Rules, tokens: Specials) -> str:
+    if isinstance(part, Frame):
+        return f"{timestamp_text(part.seconds, rules)} {tokens.video * part.count}\n"
     if part.seconds is None:
         return tokens.image * part.tokens + "\n"
     return video_text(part.seconds, part.counts, rules, tokens.video) + "\n"

@@ -19,7 +19,8 @@ from jaxtyping import Bool, UInt8
 from revision_jax.config import PrunerConfig, VisionConfig
 from revision_jax.data import frames as host_frames
 from revision_jax.data import video as host_video
-from revision_jax.data.processing import Rules, Shape, kept_tokens, read_image, resize_video, sample_frames, target_sizes
+from revision_jax.data.processing import Rules, Shape, read_image, resize_video, sample_frames, target_sizes
+from revision_jax.data.pruning import kept
 from revision_jax.errors import UserError
 
 
@@ -59,17 +60,36 @@ def look(
         height, width = _image_size(path, rules)
         found.append((path, Shape("image", height, width), None, ()))
     for path in videos:
-        info = host_video.probe(path)
-        total = max(1, round(info.duration_s * info.fps))
-        indices, seconds = sample_frames(total, info.fps, rules, end_s=info.duration_s)
-        reads = tuple(float(i) for i in (indices + 0.5) / info.fps)  # in the middle of the frame, so that rounded times do not matter
-        found.append((path, Shape("video", info.height, info.width, len(indices)), tuple(map(float, seconds)), reads))
+        found.append((path, *look_video(path, rules)))
     media = []
     for (path, shape, seconds, reads), size in zip(found, target_sizes([shape for _, shape, *_ in found], rules, vision.patch), strict=True):
         merge = rules.merge(shape.kind)
         size = shrunk(size, vision.patch * merge, max_pixels)
         media.append(Medium(str(path), host_video.content_hash(path), shape, size, merge, seconds, reads))
     return media
+
+
+def look_video(
+    path: str | Path, rules: Rules, start_s: float = 0.0, end_s: float | None = None
+) -> tuple[Shape, tuple[float, ...], tuple[float, ...]]:
+    """(shape, the seconds that are said of its frames, those at which they are read) of a video, or of a part of it; what is said counts from `start_s`.
+
+    Raises UserError for a file that cannot be read, and for a part in which no frame is shown.
+    """
+    info = host_video.probe(path)
+    total = max(1, round(info.duration_s * info.fps))
+    end = info.duration_s if end_s is None else min(end_s, info.duration_s)
+    first, stop = (math.ceil(seconds * info.fps - 1e-6) for seconds in (start_s, end))
+    if start_s > 0 or end < info.duration_s:
+        if not first < min(stop, total):
+            raise UserError(f"{path}: shows nothing between {start_s:g} and {end_s if end_s is not None else end:g} s; it lasts {info.duration_s:g} s")
+        times = np.arange(first, min(stop, total)) / info.fps - start_s
+        indices, seconds = sample_frames(len(times), info.fps, rules, times, end - start_s)
+        indices, seconds = first + indices, seconds - (times[0] if rules.name == "original" else 0.0)  # its clock starts with the part
+    else:
+        indices, seconds = sample_frames(total, info.fps, rules, end_s=info.duration_s)
+    reads = tuple(float(i) for i in (indices + 0.5) / info.fps)  # in the middle of the frame, so that rounded times do not matter
+    return Shape("video", info.height, info.width, len(indices)), tuple(map(float, seconds)), reads
 
 
 def shrunk(size: tuple[int, int], side: int, max_pixels: int | None) -> tuple[int, int]:
@@ -88,8 +108,8 @@ def shrunk(size: tuple[int, int], side: int, max_pixels: int | None) -> tuple[in
     return min(height, longest), min(width, longest)
 
 
-def read(medium: Medium, rules: Rules, vision: VisionConfig, pruner: PrunerConfig) -> tuple[Medium, Pictures]:
-    """Decodes a medium. A video that ends before its index says has fewer frames: the medium that comes back says how many.
+def read(medium: Medium, rules: Rules, vision: VisionConfig, pruner: PrunerConfig | None) -> tuple[Medium, Pictures]:
+    """Decodes a medium; without a pruner all tokens are kept. A video that ends before its index says has fewer frames: the medium that comes back says so.
 
     Raises UserError for files that cannot be read.
     """
@@ -104,19 +124,9 @@ def read(medium: Medium, rules: Rules, vision: VisionConfig, pruner: PrunerConfi
         if len(frames) < len(medium.seconds):
             shape = medium.shape._replace(frames=len(frames))
             medium = dataclasses.replace(medium, shape=shape, seconds=medium.seconds[: len(frames)], reads=medium.reads[: len(frames)])
-    return medium, Pictures(frames, _keep(frames, medium, vision, pruner))
-
-
-def _keep(frames: np.ndarray, medium: Medium, vision: VisionConfig, pruner: PrunerConfig) -> Bool[np.ndarray, "T N"]:
-    count = medium.tokens(vision.patch)
-    if len(frames) == 1:
-        return np.ones((1, count), bool)
-    if pruner.keep == "first" and pruner.reference == "previous":  # as released, in NumPy alone
-        return kept_tokens(host_frames.token_change(frames, vision.patch, medium.merge, std=vision.std), pruner)
-    from revision_jax.models.pruner import keep_mask, kept_change
-
-    patches = host_frames.patchify(frames, vision.patch, medium.merge).astype(np.uint8)
-    return np.asarray(keep_mask(kept_change(patches, medium.merge, pruner, std=vision.std), pruner))
+    if pruner is None:
+        return medium, Pictures(frames, np.ones((len(frames), medium.tokens(vision.patch)), bool))
+    return medium, Pictures(frames, kept(frames, vision.patch, medium.merge, pruner, vision.std))
 
 
 def _image_size(path: str | Path, rules: Rules) -> tuple[int, int]:
