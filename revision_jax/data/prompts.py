@@ -42,13 +42,8 @@ def question(prompt: PromptConfig, query: str, presence: bool = False) -> str:
     return (prompt.presence if presence else prompt.after).replace("{query}", query)
 
 
-def encode_prompt(
-    tokenizer: Tokenizer, prompt: PromptConfig, text: str, length: int, presence: bool = False
-) -> tuple[list[int], Int[np.ndarray, "S"], Bool[np.ndarray, "S"]]:
-    """Ids before the visual tokens (the start token first; not padded, the same for every query), then ids and mask [length] of the text after them.
-
-    Raises UserError if the query is empty or too long.
-    """
+def encode_question(tokenizer: Tokenizer, prompt: PromptConfig, text: str, length: int, presence: bool = False) -> Padded:
+    """The text after the visual tokens, which asks about a query: ids and mask [length]. Raises UserError if the query is empty or too long."""
     query = _checked(tokenizer, text)
     after = tokenizer.encode(question(prompt, query, presence))
     if len(after) > length:
@@ -57,7 +52,7 @@ def encode_prompt(
         if room < 1:
             raise ConfigError(f"grounding.prompt_len: must be above {len(after) - own}, the tokens of the question around the query, is {length}")
         raise UserError(f"query has {own} tokens, at most {room}: {_short(query)!r}")
-    return before_ids(tokenizer, prompt), *_pad(tokenizer, after, length)
+    return _pad(tokenizer, after, length)
 
 
 def before_ids(tokenizer: Tokenizer, prompt: PromptConfig) -> list[int]:
@@ -68,7 +63,8 @@ def before_ids(tokenizer: Tokenizer, prompt: PromptConfig) -> list[int]:
 def answer_text(prompt: PromptConfig, answer: Answer) -> str:
     """The answer's exact string: (first, last) numbers, True / False for yes / no, None for not present.
 
-    Numbers always mean the first and the last one that count; where `prompt.end` is "exclusive" the text names the one behind the last.
+    Numbers always mean the first and the last one that count; where `prompt.end` is "exclusive" the text names the one behind the last, where it is
+    "single" the first one alone.
     """
     if answer is None:
         return prompt.absent

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
-from revision_jax.data.prompts import before_ids, clean_query, encode_prompt, encode_query
+from revision_jax.data.prompts import before_ids, clean_query, encode_query, encode_question
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding import generate
@@ -132,7 +132,7 @@ class Programs:
         if len(clean_query(text)) > LONGEST_QUERY:  # counted apart from tokens: a word tokenizer takes any run of letters for one
             raise UserError(f"query has {len(text)} characters, at most {LONGEST_QUERY}: {text[:40]!r}...")
         ids, mask = encode_query(self.text_tokenizer, text, config.grounding.query_len, config.text.suffix)
-        after = {level.name: encode_prompt(self.tokenizer, level.prompt, text, config.grounding.prompt_len)[1:] for level in config.grounding.levels}
+        after = {level.name: encode_question(self.tokenizer, level.prompt, text, config.grounding.prompt_len) for level in config.grounding.levels}
 
         def encode(state: dict, ids, mask) -> dict:
             return revision.encode_text(config, state["params"], ids, mask)

@@ -234,7 +234,7 @@ class Searcher:
         everything = sorted({w for windows in missing for w in windows})
         parts = [everything[i : i + level.tokens] for i in range(0, len(everything), level.tokens)]
         for done, part in enumerate(parts):
-            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names))
+            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names, level.sampling))
             for number, a in enumerate(asked):
                 wanted = set(missing[number])
                 if not wanted.intersection(part):
@@ -270,7 +270,7 @@ class Searcher:
                 valid = int(np.sum(entries[row]["valid"]))
                 best[number, window] = 0.0
                 for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
-                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end, level.sampling)
                     low, high = max(low, start_s), min(high, end_s)
                     if high <= low:
                         continue
@@ -293,7 +293,7 @@ class Searcher:
         found = {key: self.prefixes.get(key) for key in wanted}
         missing = [key for key, entry in found.items() if entry is None]
         if missing:
-            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names)
+            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names, level.sampling)
             questions = [wanted[key][1] for key in missing] if reads else None
             for key, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True):
                 found[key] = entry
@@ -333,7 +333,7 @@ class Searcher:
                 spans = self._spans(level, decoded, row, valid, trace)
                 if present > 0.5 and spans:
                     s, e, _ = spans[0]
-                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end, level.sampling)
                     candidate = a.candidates[which]
                     # A span that touches the window's edge goes on beyond it: it says nothing about where this boundary lies.
                     seen = s > 0 if side == 0 else e < valid - 1
