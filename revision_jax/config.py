@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from revision_jax.example_config import NEGATIVES, ExampleConfig
@@ -300,6 +300,11 @@ class LevelConfig:
         _check(self.stride_s <= self.span_s, f"{w}.stride_s", f"{self.stride_s} s leaves gaps between windows of {self.span_s} s")
 
     @property
+    def searched(self) -> bool:
+        """Whether the level is a part of the search within a video."""
+        return not self.baseline and self.kind != "video"
+
+    @property
     def rate(self) -> float:
         """Frames per second that the level looks at (dense and patch levels)."""
         return self.tokens / self.span_s
@@ -373,7 +378,7 @@ class StageConfig:
     keep: float = 1.0  # pretrain: share of an image's blocks of patches that are encoded, those with the most contrast
     cut: float = 0.0  # dense, presence: share of positive windows whose border may cut the event, as the windows of a search do
     crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
-    examples: ExampleConfig = ExampleConfig()  # how they are cut out of the films
+    examples: ExampleConfig = field(default_factory=ExampleConfig)  # how they are cut out of the films
     prompt: PromptConfig | None = None  # in place of the level's, where training asks otherwise than answering does
 
     def __post_init__(self):

@@ -42,8 +42,10 @@ class CropExamples:
         free = negatives.free_starts(taken, film.count, film.rate, span)
         size = self.shape.windows // zoom
         strategy = negatives.strategy(rng, self.stage.negatives) if absent else ""
-        # A film that the event fills has no window without it: then its crops stand alone, or under another question.
-        crops = 0 if absent and strategy not in QUESTIONS and len(free) else min(size, int(rng.integers(self.stage.examples.crops[0], self.stage.examples.crops[1] + 1)))
+        fewest, most = self.stage.examples.crops
+        crops = min(size, int(rng.integers(fewest, most + 1)))
+        if absent and strategy not in QUESTIONS and len(free):  # a film that the event fills has no window without it: then another question is asked
+            crops = 0
         others = self._some(rng, free, size - crops)
         place = int(rng.integers(len(others) + 1))
         around = [self._around(rng, target) for _ in range(crops)]

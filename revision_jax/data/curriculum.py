@@ -11,7 +11,7 @@ follows from the config; T frames, N tokens of a frame, W windows, S text positi
     presence         as sparse with W = 1; the answer is yes or no
     patch            tokens [T N E], change [T N] f16, frame_mask [T], times [T]
     all              query_ids, query_mask, after_ids, after_mask, answer_ids, answer_mask [S], weight [] f32
-                     with a store of text features query_tokens [S D] f16, query_vectors [F E] f16 in place of query_ids
+                     with a store of text features query_tokens [S D], query_vectors [F E], query_motion [2] f16 in place of query_ids
 
 Where the config compares frame vectors (`similarity="pooled"`) tokens have N = 0. Slots outside of the film are zeros under a False mask.
 """
@@ -120,6 +120,11 @@ class Curriculum:
         asked: Shapes = {"query_ids": ((sizes.query_len,), "int32")}
         if self.queries is not None:
             asked = {"query_tokens": ((sizes.query_len, text.width), "float16"), "query_vectors": ((1 + text.phrases, text.projection), "float16")}
+            asked |= {"query_motion": ((2,), "float16")} if text.motion else {}
+            wanted = {"tokens", *(name.removeprefix("query_") for name in asked if self.config.decoder.signal.enabled)}
+            if not wanted <= set(self.queries.arrays):
+                lacks = ", ".join(sorted(wanted - set(self.queries.arrays)))
+                raise UserError(f"{self.queries.path}: holds no {lacks} of queries, which the search signal reads; extract them with this model's text tower")
         texts = {"query": sizes.query_len, "after": sizes.prompt_len, "answer": sizes.answer_len}
         masks = {f"{name}_mask": ((length,), "bool") for name, length in texts.items()}
         ids = {f"{name}_ids": ((texts[name],), "int32") for name in ("after", "answer")}
@@ -141,11 +146,9 @@ class Curriculum:
         out["weight"][...] = self.stage.absent_weight if answer is None or answer is False else 1.0
 
     def _query_features(self, query: str, out: Out) -> None:
-        key = prompts.clean_query(query)
-        if key not in self.queries:
-            raise UserError(f"{self.queries.path}: has no features of the query {key[:60]!r}; import or extract them for all queries of the data set")
-        found = self.queries.read(key)
+        found = self.queries.features(prompts.clean_query(query))
         tokens = found["tokens"][: self.config.grounding.query_len]
         out["query_tokens"][: len(tokens)], out["query_mask"][: len(tokens)] = tokens, True
-        if "vectors" in found:
-            out["query_vectors"][...] = found["vectors"]
+        for name in ("vectors", "motion"):
+            if name in found and f"query_{name}" in out:
+                out[f"query_{name}"][...] = found[name]

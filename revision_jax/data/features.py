@@ -332,7 +332,7 @@ class FeatureStore:
     def _open(self) -> None:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such feature store")
-        self._file = open(self.path, "rb", buffering=0)
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  open as long as the store is
         self._reader: ArrayRecordReader | None = None  # opened where it is needed
         self._lock = threading.Lock()
 

@@ -56,7 +56,8 @@ class VideoExamples:
             if len(found) == self.size:
                 break
         if not found:
-            raise UserError(f"{corpus.videos[target.video].video_id}: every other video answers {target.question.query[:60]!r} too; there is nothing to tell it from")
+            name = corpus.videos[target.video].video_id
+            raise UserError(f"{name}: every other video answers {target.question.query[:60]!r} too, so there is none to tell it from")
         if len(found) < self.size:
             found += rng.choice(np.asarray(found), self.size - len(found)).tolist()
         return found

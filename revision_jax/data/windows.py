@@ -63,7 +63,7 @@ def slot_frames(
     start, span = np.asarray(start_s, np.float64), np.asarray(span_s, np.float64)
     if sampling == "even":
         return grid_index(start[..., None] + np.arange(slots) * (span[..., None] / slots), rate)
-    first = grid_index(start, rate)
+    first = grid_index(start[..., None], rate)[..., 0]
     last = first + np.rint(span * rate).astype(np.int64)
     return np.linspace(first, np.where(last == count, last - 1, last), slots, dtype=np.int64, axis=-1)
 
@@ -91,7 +91,7 @@ def frame_span(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], momen
 
 
 def instants(start_s: float, span_s: float, mask: Bool[np.ndarray, "T"], moment: Moment) -> tuple[int, int] | None:
-    """A moment's two ends as numbers of slots, each the nearest of those that exist (`mask`): the label of answers that name times (`PromptConfig.end = "instant"`).
+    """A moment's two ends as numbers of slots, each the nearest that exists (`mask`): the label of answers that name times (`PromptConfig.end = "instant"`).
 
     As ReVisionLLM's dense level has it, a number n means start_s + n span_s / T whatever frame the slot shows. None where there is no slot.
     """

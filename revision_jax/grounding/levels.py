@@ -47,7 +47,7 @@ def applicable(levels: Sequence[LevelConfig], duration_s: float) -> tuple[LevelC
     Raises ConfigError if the order makes no sense (a nested level needs a sparse one below it, a patch level comes last).
     """
     check_order(levels)
-    kept = [level for level in levels if duration_s + EPSILON >= level.min_duration_s and not level.baseline]
+    kept = [level for level in levels if duration_s + EPSILON >= level.min_duration_s and level.searched]
     frames = next((level for level in kept if level.kind == "dense"), None)
     if frames is not None and duration_s <= frames.span_s + EPSILON:
         kept = [level for level in kept if level.kind not in WINDOW_KINDS]
@@ -56,8 +56,8 @@ def applicable(levels: Sequence[LevelConfig], duration_s: float) -> tuple[LevelC
 
 
 def check_order(levels: Sequence[LevelConfig]) -> None:
-    """Raises ConfigError where the tuple of levels cannot be run from coarse to fine. Baselines do not count, wherever they stand."""
-    levels = [level for level in levels if not level.baseline]
+    """Raises ConfigError where the tuple of levels cannot be run from coarse to fine. Levels that are no part of the search do not count."""
+    levels = [level for level in levels if level.searched]
     if not levels:
         raise ConfigError("grounding.levels: there are none; at least one level is needed to answer")
     rank = {"nested": 0, "sparse": 1, "dense": 2, "patch": 3}

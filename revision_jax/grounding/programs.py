@@ -23,6 +23,7 @@ import numpy as np
 
 from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
 from revision_jax.data.prompts import before_ids, clean_query, encode_query, encode_question
+from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding import generate
@@ -89,6 +90,7 @@ class Programs:
         self._grammars: dict[str, Grammar] = {}
         levels = config.grounding.levels
         self._numbers = jnp.asarray(number_ids(tokenizer, config, max((level.tokens for level in levels), default=1)))
+        self.queries: TextFeatureStore | None = None  # features of questions by their text, in place of the text tower
         self._before = {level.name: np.asarray(before_ids(tokenizer, level.prompt), np.int32) for level in levels}
         self.needs_tokens = config.decoder.signal.similarity == "late"
         # A decoder without the search signal may come with towers that do not share a space; then there is no similarity to speak of.
@@ -127,12 +129,14 @@ class Programs:
     # -------------------------------------------------------------------------------------------------------------------- question
 
     def question(self, text: str) -> Question:
-        """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words."""
+        """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words, and one that `queries` does not hold."""
         config = self.config
         if len(clean_query(text)) > LONGEST_QUERY:  # counted apart from tokens: a word tokenizer takes any run of letters for one
             raise UserError(f"query has {len(text)} characters, at most {LONGEST_QUERY}: {text[:40]!r}...")
-        ids, mask = encode_query(self.text_tokenizer, text, config.grounding.query_len, config.text.suffix)
         after = {level.name: encode_question(self.tokenizer, level.prompt, text, config.grounding.prompt_len) for level in config.grounding.levels}
+        if self.queries is not None:
+            return Question(text, *self._stored(text), after)
+        ids, mask = encode_query(self.text_tokenizer, text, config.grounding.query_len, config.text.suffix)
 
         def encode(state: dict, ids, mask) -> dict:
             return revision.encode_text(config, state["params"], ids, mask)
@@ -140,6 +144,16 @@ class Programs:
         out = self._call("question", "", encode, ids[None], mask[None])
         motion = None if out["motion"] is None else np.asarray(out["motion"][0])
         return Question(text, np.asarray(out["tokens"][0]), mask, np.asarray(out["vectors"][0]), motion, after)
+
+    def _stored(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """(tokens, mask, vectors, motion) of a question from the store of text features; zeros for vectors that it does not have."""
+        config = self.config
+        found = self.queries.features(clean_query(text))
+        tokens = found["tokens"][: config.grounding.query_len].astype(np.float32)
+        fill = config.grounding.query_len - len(tokens)
+        vectors = found.get("vectors", np.zeros((1 + config.text.phrases, config.text.projection), np.float32)).astype(np.float32)
+        motion = found.get("motion", np.zeros(2, np.float32)).astype(np.float32) if config.text.motion else None
+        return np.pad(tokens, ((0, fill), (0, 0))), np.arange(config.grounding.query_len) < len(tokens), vectors, motion
 
     def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray]:
         stack = lambda values: np.stack(list(values))

@@ -152,6 +152,18 @@ class Searcher:
         self._frame_level(source, level, asked, windows, 0.0, source.duration_s, lambda done, of: None)
         return [self._found(a, top_k) for a in asked]
 
+    def rank(self, source: Source, queries: Sequence[str | Question]) -> list[list[Ranked]]:
+        """Every window of the coarsest sparse level for each question, best first: what a search of the whole film would rank, before any is dropped.
+
+        Raises ConfigError where there is no sparse level.
+        """
+        level = next((level for level in self.config.grounding.levels if level.kind == "sparse" and level.searched), None)
+        if level is None:
+            raise ConfigError("grounding.levels: there is no sparse level to rank windows by")
+        asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
+        self._window_level(source, level, [level], asked, 0.0, source.duration_s, lambda done, of: None)
+        return [a.traces[-1].windows for a in asked]
+
     def flat(self, source: Source, queries: Sequence[str | Question], *, level: str | None = None, top_k: int = 5) -> list[Found]:
         """The baseline that VTimeLLM stands for: one pass, the whole film resampled to the tokens of a frame level.
 

@@ -122,7 +122,8 @@ def test_blocks_go_straight_into_the_array_that_they_are_wanted_in(written, monk
     store.read_into("tokens", 50, out)
     np.testing.assert_array_equal(out, arrays["tokens"][50:240])
     inside = [address for address in filled if out.ctypes.data <= address < out.ctypes.data + out.nbytes]
-    assert len(filled) == 4 and inside == [out[10 + 60 * block :].ctypes.data for block in range(3)]  # frames 60 to 240; those before through a block of their own
+    assert len(filled) == 4  # frames 50 to 60 come through a block of their own
+    assert inside == [out[10 + 60 * block :].ctypes.data for block in range(3)]
 
 
 def test_a_regular_store_knows_its_times(tmp_path):

@@ -47,7 +47,7 @@ def test_hard_windows_hold_a_look_alike():
 def test_semi_hard_windows_score_high_but_below_the_truth():
     free = free_starts(((100.0, 110.0),), 600, 1.0, 60.0)
     places, scores = np.array([105, 200, 300, 400, 500, 550]), np.array([0.99, 0.95, 0.6, 0.5, 0.4, 0.3], np.float32)
-    held = {place: 0 for place in places.tolist()}
+    held = dict.fromkeys(places.tolist(), 0)
     for seed in range(200):
         start = scored_window(np.random.default_rng(seed), free, places, scores, 0.9, 40)
         for place in held:
