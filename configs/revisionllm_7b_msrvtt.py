@@ -6,12 +6,12 @@ loader has unless told otherwise, and an epoch.
 
 import dataclasses
 
-from configs.revisionllm_7b_mad import CLIP_L14, SPARSE, prompt
+from configs.revisionllm_7b_mad import CLIP_L14, SPARSE, WINDOWS
 from configs.revisionllm_7b_mad import get_config as mad
 from revision_jax.config import DataConfig, ExperimentConfig, LevelConfig, StageConfig, TrainConfig
 
 CAPTIONS = 180_000  # of the 9,000 training videos of the 1k-A protocol
-VIDEOS = dataclasses.replace(prompt("video", end="single"), answer="In video {start}")
+VIDEOS = dataclasses.replace(WINDOWS, answer="In video {start}", end="single")
 
 
 def get_config() -> ExperimentConfig:

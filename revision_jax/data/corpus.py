@@ -8,6 +8,7 @@ The index is `corpus.json` beside the stores (paths relative to it):
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -44,14 +45,26 @@ class TrainVideo:
     fps: int = 5  # of that script
 
 
+_own = threading.local()
+
+
+def _scratch(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A place for one block, this thread's until it asks again: pages that were used before are there already."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(getattr(_own, "bytes", b"")) < size:
+        _own.bytes = np.empty(size, np.uint8)
+    return _own.bytes[:size].view(dtype).reshape(shape)
+
+
 class Film:
-    """A feature store read by frame number. `store` needs `header`, `frames`, `starts`, `read_into` and `times` of `FeatureStore`."""
+    """A feature store read by frame number. `store` needs `header`, `frames`, `starts`, `read_block` and `times` of `FeatureStore`."""
 
     def __init__(self, store: Any):
         self.store = store
         self.rate: float = float(store.header.rate)
         self.count: int = int(store.frames)
         self.arrays: dict[str, tuple] = dict(store.header.arrays)
+        self._longest = int(np.diff(store.starts).max(initial=0))
         self._lengths: Float32[np.ndarray, "T"] | None = None
 
     @property
@@ -70,19 +83,22 @@ class Film:
         rows = out.reshape(len(flat), *shape)
         starts = self.store.starts
         blocks = np.where((flat >= 0) & (flat < self.count), np.searchsorted(starts, flat, "right") - 1, -1)
-        cuts = np.flatnonzero(np.diff(blocks)) + 1
-        runs: dict[int, list[tuple[int, int]]] = {}  # of slots whose frames lie in one block
-        for low, high in pairwise([0, *cuts.tolist(), len(flat)]):
-            if high > low:
-                runs.setdefault(int(blocks[low]), []).append((low, high))
-        for low, high in runs.pop(-1, ()):
+        if not len(flat):
+            return out
+        cuts = np.asarray([0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist()])
+        bounds = zip(np.minimum.reduceat(flat, cuts).tolist(), np.maximum.reduceat(flat, cuts).tolist(), strict=True)
+        runs: dict[int, list[tuple[int, int, int, int]]] = {}  # of slots whose frames lie in one block: the first, the one behind the last, their frames
+        for (low, high), block, (least, most) in zip(pairwise([*cuts.tolist(), len(flat)]), blocks[cuts].tolist(), bounds, strict=True):
+            runs.setdefault(block, []).append((low, high, least, most))
+        for low, high, _, _ in runs.pop(-1, ()):
             rows[low:high] = 0
-        scratch = np.empty((int(np.diff(starts).max(initial=0)), *shape), dtype)
+        scratch = _scratch((self._longest, *shape), dtype)
         for block in sorted(runs):
-            begin, end = int(starts[block]), int(starts[block + 1])
-            self.store.read_into(name, begin, scratch[: end - begin])
-            for low, high in runs[block]:
-                np.take(scratch, flat[low:high] - begin, 0, rows[low:high], "clip")  # "raise" would go through a copy
+            slots = runs[block]
+            wanted = min(least for *_, least, _ in slots), max(most for *_, most in slots) + 1
+            frames, base = self.store.read_block(name, block, *wanted, scratch)
+            for low, high, _, _ in slots:
+                np.take(frames, flat[low:high] - base, 0, rows[low:high], "clip")  # "raise" would go through a copy
         return out
 
     def times_of(self, index: Int[np.ndarray, "*b"]) -> Float64[np.ndarray, "*b"]:

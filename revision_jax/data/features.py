@@ -10,8 +10,9 @@ header. What a record is: `records.py`. Format, version 1:
 A store appears under its name complete or not at all (written beside it, then renamed). Frame i is the tick i / rate: the store has one frame a
 tick, and `times` holds the true timestamp of the picture that the tick got (`data/video.py`); "regular" says that these are the ticks themselves.
 
-Blocks are read past ArrayRecord's reader, straight into arrays (`record_layout.py`), and judged by their sums ("sum", 16 hexadecimal digits). Where that
-does not work (a store without sums, a system without `preadv`, a file laid out otherwise) ArrayRecord's reader does it, ten times slower.
+Blocks are read past ArrayRecord's reader, straight into arrays (`record_layout.py`): the first time whole, and judged by their sum ("sum", 16 hexadecimal
+digits), later as much of them as is wanted. Where that does not work (a store without sums, a system without `preadv`, a file laid out otherwise)
+ArrayRecord's reader does it, ten times slower.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import threading
@@ -30,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float64, Int64, Shaped, UInt8
 
 from revision_jax.data import record_layout, records
 from revision_jax.data.records import READER_OPTIONS, WRITER_OPTIONS
@@ -40,6 +42,7 @@ VERSION = 1
 BLOCK_MAGIC = b"RVB1"
 HEADER_MAGIC = b"RVH1"
 TIMES = "times"
+UNKNOWN = "?" * 16  # in place of a sum's digits
 
 
 class StoreError(UserError):
@@ -141,7 +144,7 @@ class FeatureWriter:
                 raise ValueError(f"{name} has shape {array.shape}, not {(len(times), *shape)}")
             with np.errstate(over="ignore"):  # beyond float16 is infinity: for whoever reads to judge
                 cast[name] = array.astype(np.dtype(dtype).newbyteorder("<"))
-            if cast[name].dtype.kind == "f" and np.isnan(cast[name]).any():
+            if records.has_nan(cast[name]):
                 self.abort()
                 number = self.frames + int(np.isnan(cast[name]).reshape(len(times), -1).any(1).argmax())
                 raise UserError(f"{self.path}: {name} of frame {number} ({number / self.header.rate:g} s) is not a number (NaN); nothing was kept")
@@ -211,7 +214,7 @@ class FeatureWriter:
         raise StoreError(f"{self.path}: cannot be written ({records.reason(error)}); nothing was kept") from None
 
 
-def _bytes(array: Shaped[np.ndarray, "..."]) -> record_layout.Bytes:
+def _bytes(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "_"]:
     """The bytes of a contiguous array, not copied."""
     return array.reshape(-1).view(np.uint8)
 
@@ -232,6 +235,7 @@ class FeatureStore:
         self._names = [*self.header.arrays, TIMES]
         self._kinds = {**self.header.arrays, TIMES: ((), "float64")}
         self.starts = np.cumsum([0, *(count for _, count in self._blocks)])  # first frame of each block, then the total
+        self._judged = np.zeros(total, bool)  # records that were read whole, and found right
         if total != len(self._blocks) * len(self._names) + 1:
             raise UserError(f"{self.path}: damaged feature store (records are missing); delete it and encode the video again")
 
@@ -289,22 +293,42 @@ class FeatureStore:
                 raise KeyError(f"{self.path}: no array {name!r}; there are {', '.join(self.header.arrays)}")
             shape, dtype = self.header.arrays[name]
             result[name] = np.empty((count, *shape), dtype)
-            self.read_into(name, first, result[name])
+            if count:
+                self.read_into(name, first, result[name])
         return self.times(first, stop), result
 
     def read_into(self, name: str, first: int, out: Shaped[np.ndarray, "n ..."]) -> None:
-        """Fills `out`, of the array's shape and dtype and contiguous, with frames first .. first + n - 1, which must be there; blocks that are wanted whole
-        go from the disk to their place in it. Raises UserError for a damaged record."""
+        """Fills `out`, of the array's shape and dtype and contiguous, with frames first .. first + n - 1, which must be there. Raises UserError for a damaged
+        record."""
         stop = first + len(out)
         for block in range(int(np.searchsorted(self.starts, first, "right")) - 1, int(np.searchsorted(self.starts, stop, "left"))):
             begin, end = int(self.starts[block]), int(self.starts[block + 1])
             low, high = max(first, begin), min(stop, end)
-            if (low, high) == (begin, end):
-                self._load(block, name, out[low - first : high - first])
+            place = out[low - first : high - first]
+            if len(place) == end - begin:
+                self.read_block(name, block, low, high, place)
             else:
-                whole = np.empty((end - begin, *out.shape[1:]), out.dtype)
-                self._load(block, name, whole)
-                out[low - first : high - first] = whole[low - begin : high - begin]
+                found, base = self.read_block(name, block, low, high, np.empty((end - begin, *out.shape[1:]), out.dtype))
+                place[...] = found[low - base : high - base]
+
+    def read_block(
+        self, name: str, block: int, low: int, high: int, scratch: Shaped[np.ndarray, "n ..."]
+    ) -> tuple[Shaped[np.ndarray, "m ..."], int]:
+        """Frames low .. high - 1 of the i-th stored block, and maybe more of it: (a part of `scratch`, which has room for the block; its first frame's number).
+
+        Raises UserError for a damaged record.
+        """
+        begin, end = int(self.starts[block]), int(self.starts[block + 1])
+        record = block * len(self._names) + self._names.index(name)
+        if self._judged[record]:
+            try:
+                self._read_straight(record, scratch[: high - low], low - begin)
+            except (EOFError, OSError) as error:
+                raise UserError(f"{self.path}: cannot be read any more ({records.reason(error)})") from None
+            return scratch[: high - low], low
+        out = scratch[: end - begin]
+        self._load(record, block, name, out)
+        return out, begin
 
     def times(self, first: int = 0, stop: int | None = None) -> Float64[np.ndarray, "T"]:
         """True times of frames first .. stop - 1 (default: all), in seconds."""
@@ -359,38 +383,57 @@ class FeatureStore:
         return {"array": name, "block": number, "dtype": dtype, "shape": [count, *shape]}
 
     @functools.cached_property
-    def _places(self) -> tuple[Int64[np.ndarray, "n"], list[int]]:
-        """(position in the stream, bytes in front of the numbers) of each record but the last."""
+    def _places(self) -> tuple[Int64[np.ndarray, "n"], list[tuple[bytes, bytes]]]:
+        """Of each record but the last its position in the stream, and what stands in front of its numbers: before and behind the 16 digits of the sum."""
         abouts = [self._about(block, name) for block in range(len(self._blocks)) for name in self._names]
-        fronts = [len(records.pack(BLOCK_MAGIC, {**about, "sum": "0" * 16})) for about in abouts]
-        sizes = [int(np.prod(about["shape"])) * np.dtype(about["dtype"]).itemsize for about in abouts]
-        return record_layout.starts(front + size for front, size in zip(fronts, sizes, strict=True)), fronts
+        fronts = [records.pack(BLOCK_MAGIC, {**about, "sum": UNKNOWN}) for about in abouts]
+        sizes = [math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize for about in abouts]
+        places = record_layout.starts(len(front) + size for front, size in zip(fronts, sizes, strict=True))
+        return places, [tuple(front.split(UNKNOWN.encode())) for front in fronts]
 
-    def _load(self, block: int, name: str, out: Shaped[np.ndarray, "n ..."]) -> None:
-        """Array `name` of the i-th stored block into `out`."""
-        record, wanted = block * len(self._names) + self._names.index(name), self._about(block, name)
+    def _read_straight(self, record: int, out: Shaped[np.ndarray, "n ..."], skip: int = 0) -> bytearray:
+        """The record's numbers from frame `skip` of its block on into `out`; returns what stands in front of them, where none is skipped.
+
+        Raises EOFError or OSError where the file cannot be read so far.
+        """
+        places, fronts = self._places
+        size, data = sum(map(len, fronts[record])) + len(UNKNOWN), _bytes(out)
+        front = bytearray(0 if skip else size)
+        record_layout.read(self._file.fileno(), int(places[record]) + (size + skip * (len(data) // len(out)) if skip else 0), front, data)
+        return front
+
+    def _load(self, record: int, block: int, name: str, out: Shaped[np.ndarray, "n ..."]) -> None:
+        """The whole of array `name` of the i-th stored block into `out`, judged by its sum, or read by ArrayRecord's reader."""
         if self._sums and record_layout.AVAILABLE and sys.byteorder == "little":
-            places, fronts = self._places
-            front = np.empty(fronts[record], np.uint8)
-            with contextlib.suppress(EOFError, ValueError, OSError):  # then the other reader has the word
-                record_layout.read(self._file.fileno(), int(places[record]), front, _bytes(out))
-                about, _ = records.unpack(front.tobytes(), BLOCK_MAGIC)
-                said = about.pop("sum", None)
-                if about == wanted:
-                    if said != f"{records.checksum(_bytes(out)):016x}":
-                        raise UserError(f"{self.path}: damaged feature store (block {wanted['block']} of {name}); delete it and encode the video again")
-                    return
+            try:
+                front = self._read_straight(record, out)
+            except (EOFError, OSError):
+                front = bytearray()
+            before, behind = self._places[1][record]
+            if front.startswith(before) and front.endswith(behind):
+                if front[len(before) : -len(behind)] != b"%016x" % records.checksum(_bytes(out)):
+                    number = self._blocks[block][0]
+                    raise UserError(f"{self.path}: damaged feature store (block {number} of {name}); delete it and encode the video again")
+                self._refuse_nan(name, block, out)
+                self._judged[record] = True
+                return
         with self._lock:  # its reads are short, and one reader's position is shared
             self._reader = self._reader or self._record_reader()
             found = self._read(self._reader, record)
         try:
             about, data = records.unpack(found, BLOCK_MAGIC)
             about.pop("sum", None)
-            if about != wanted:
+            if about != self._about(block, name):
                 raise ValueError("records are out of order")
             out[:] = records.array(about, data)
+            self._refuse_nan(name, block, out)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}: damaged feature store ({error}); delete it and encode the video again") from None
+
+    def _refuse_nan(self, name: str, block: int, numbers: Shaped[np.ndarray, "n ..."]) -> None:
+        if records.has_nan(numbers):
+            second = self.starts[block] / self.header.rate
+            raise UserError(f"{self.path}: {name} from {second:g} s on holds what is not a number (NaN); delete it and encode the video again")
 
     def _read(self, reader: ArrayRecordReader, number: int) -> bytes:
         try:

@@ -5,6 +5,7 @@ Whatever the strategy, no instant of a negative window lies in a moment of the q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,11 +24,13 @@ def free_starts(moments: tuple[Moment, ...], count: int, rate: float, span_s: fl
     A film shorter than the window has the one start 0. Empty if no window is free.
     """
     last = max(0, count - round(span_s * rate))
-    starts = np.arange(last + 1)
     free = np.ones(last + 1, bool)
     for begin, end in moments:
-        free &= (starts / rate >= end) | (starts / rate + span_s <= begin)
-    return starts[free]
+        # Those that may touch the moment, and a few more: the rest of a long film needs no look.
+        near = slice(max(0, math.floor((begin - span_s) * rate) - 1), max(0, math.ceil(end * rate) + 2))
+        starts = np.arange(last + 1)[near] / rate
+        free[near] &= (starts >= end) | (starts + span_s <= begin)
+    return np.flatnonzero(free)
 
 
 def random_window(rng: np.random.Generator, free: Int[np.ndarray, "n"]) -> int | None:
@@ -103,7 +106,11 @@ def absent_before(index: int, share: float) -> int:
 
 def strategy(rng: np.random.Generator, weights: tuple[tuple[str, float], ...]) -> str:
     """One name, drawn by weight. Raises ValueError if no weight is above 0."""
-    values = np.array([weight for _, weight in weights], np.float64)
-    if not len(values) or values.sum() <= 0:
+    total = sum(weight for _, weight in weights)
+    if total <= 0:
         raise ValueError("negatives: no strategy has a weight above 0")
-    return weights[int(rng.choice(len(values), p=values / values.sum()))][0]
+    drawn, chosen = rng.random() * total, ""
+    for name, weight in weights:
+        if weight > 0 and drawn >= 0:
+            drawn, chosen = drawn - weight, name
+    return chosen

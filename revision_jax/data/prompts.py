@@ -2,10 +2,12 @@
 
 A prompt is `before` + visual tokens + `after` + answer. The two texts are tokenised apart, so everything up to the question is the same for every
 question of a video (its KV cache is shared), and the visual tokens take the place between them. Source: ReVisionLLM, section 3 and its released
-template. Raises UserError where a query cannot be used, ConfigError where a configured length cannot hold a configured text.
+template. Raises UserError where a query cannot be used, ConfigError where a configured length cannot hold a configured text. Arrays are read-only.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,6 +17,7 @@ from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
 Answer = tuple[int | np.integer, int | np.integer] | bool | np.bool_ | None  # (first, last) number; yes or no; not present
+KEPT = 4096  # texts that are remembered: a question is asked about several windows, one after the other
 Padded = tuple[Int[np.ndarray, "S"], Bool[np.ndarray, "S"]]  # ids (padded on the right), and which of them are real
 
 
@@ -26,6 +29,7 @@ def clean_query(text: str) -> str:
     return query
 
 
+@functools.lru_cache(maxsize=KEPT)
 def encode_query(tokenizer: Tokenizer, text: str, length: int, suffix: str = "") -> Padded:
     """A query for the text tower: start token, words, `suffix`, end token; int32 ids [length] and their mask. Raises UserError if empty or too long."""
     query = _checked(tokenizer, text) + suffix
@@ -42,6 +46,7 @@ def question(prompt: PromptConfig, query: str, presence: bool = False) -> str:
     return (prompt.presence if presence else prompt.after).replace("{query}", query)
 
 
+@functools.lru_cache(maxsize=KEPT)
 def encode_question(tokenizer: Tokenizer, prompt: PromptConfig, text: str, length: int, presence: bool = False) -> Padded:
     """The text after the visual tokens, which asks about a query: ids and mask [length]. Raises UserError if the query is empty or too long."""
     query = _checked(tokenizer, text)
@@ -75,6 +80,7 @@ def answer_text(prompt: PromptConfig, answer: Answer) -> str:
     return prompt.answer.replace("{start}", start).replace("{end}", end)
 
 
+@functools.lru_cache(maxsize=KEPT)
 def encode_answer(tokenizer: Tokenizer, prompt: PromptConfig, answer: Answer, length: int) -> Padded:
     """The answer's ids, end token last; int32 [length] and their mask. Raises ConfigError if `length` cannot hold it."""
     text = answer_text(prompt, answer)
@@ -94,9 +100,10 @@ def _checked(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _pad(tokenizer: Tokenizer, ids: list[int], length: int) -> Padded:
-    padded = np.full(length, tokenizer.pad, np.int32)
-    padded[: len(ids)] = ids
-    return padded, np.arange(length) < len(ids)
+    padded = np.asarray([*ids, *[tokenizer.pad] * (length - len(ids))], np.int32)
+    mask = np.arange(length) < len(ids)
+    padded.flags.writeable = mask.flags.writeable = False  # they are handed out again
+    return padded, mask
 
 
 def _short(query: str) -> str:

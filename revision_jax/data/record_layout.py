@@ -14,8 +14,7 @@ Riegeli formats (github.com/google/array_record, github.com/google/riegeli, doc/
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -25,7 +24,7 @@ BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
 ROOM = BLOCK - BLOCK_HEADER  # bytes of the stream in a block of the file
 PIECES = 1000  # of one call: systems allow 1,024
 
-Bytes = UInt8[np.ndarray, "_"]
+Bytes = UInt8[np.ndarray, "_"] | bytearray
 
 
 def starts(lengths: Iterable[int]) -> Int64[np.ndarray, "n"]:
@@ -43,22 +42,25 @@ def read(file: int, position: int, *buffers: Bytes) -> None:
     """Fills the buffers, one behind the other, with the stream from `position` on. file: a descriptor. Raises EOFError where the file ends before."""
     place = position // ROOM * BLOCK + BLOCK_HEADER + position % ROOM
     pieces = _pieces(position, buffers)
-    while some := list(islice(pieces, PIECES)):
+    for first in range(0, len(pieces), PIECES):
+        some = pieces[first : first + PIECES]
         wanted = sum(map(len, some))
         if os.preadv(file, some, place) != wanted:
             raise EOFError("it ends early")
         place += wanted
 
 
-def _pieces(position: int, buffers: Iterable[Bytes]) -> Iterator[memoryview]:
+def _pieces(position: int, buffers: Iterable[Bytes]) -> list[memoryview | bytearray]:
     """The buffers in parts that lie in the file as wholes, with the headers between them read into a place that nobody looks at."""
-    left, header = ROOM - position % ROOM, memoryview(bytearray(BLOCK_HEADER))
+    left, header = ROOM - position % ROOM, bytearray(BLOCK_HEADER)
+    pieces: list[memoryview | bytearray] = []
     for buffer in buffers:
-        view, done = memoryview(buffer), 0
-        while done < len(view):
+        view, done, size = memoryview(buffer), 0, len(buffer)
+        while done < size:
             if left == 0:
                 left = ROOM
-                yield header
-            part = view[done : done + left]
-            yield part
-            done, left = done + len(part), left - len(part)
+                pieces.append(header)
+            end = min(done + left, size)
+            pieces.append(view[done:end])
+            done, left = end, left - (end - done)
+    return pieces

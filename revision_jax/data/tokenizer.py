@@ -49,6 +49,8 @@ class Tokenizer:
         self.eos: int = found["eos"]
         self.pad: int = found["pad"] if found["pad"] is not None else found["eos"]
         self.unk: int | None = found["unk"]
+        # Tokens with a meaning of their own, which no user text may contain.
+        self.specials: tuple[str, ...] = tuple(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
@@ -108,11 +110,6 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids in use; a model's `vocab` must be at least this."""
         return self._inner.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def specials(self) -> tuple[str, ...]:
-        """Tokens with a meaning of their own, which no user text may contain."""
-        return tuple(token.content for token in self._inner.get_added_tokens_decoder().values() if token.special)
 
 
 def _roles(config_file: Path) -> dict[str, str]:

@@ -65,7 +65,11 @@ def slot_frames(
         return grid_index(start[..., None] + np.arange(slots) * (span[..., None] / slots), rate)
     first = grid_index(start[..., None], rate)[..., 0]
     last = first + np.rint(span * rate).astype(np.int64)
-    return np.linspace(first, np.where(last == count, last - 1, last), slots, dtype=np.int64, axis=-1)
+    last = np.where(last == count, last - 1, last)[..., None]
+    # As numpy.linspace computes it, whose integers are rounded down; without its checks, which take longer than all else here.
+    index = np.floor(np.arange(slots) * ((last - first[..., None]) / max(slots - 1, 1)) + first[..., None]).astype(np.int64)
+    index[..., -1:] = last if slots > 1 else first[..., None]
+    return index
 
 
 def showing(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], moment: Moment) -> Bool[np.ndarray, "T"]:

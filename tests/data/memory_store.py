@@ -26,11 +26,13 @@ class MemoryStore:
         self.data = {"frame": frame, "tokens": tokens, "change": tokens[..., 0]}
         self.starts = np.minimum(np.arange(0, self.frames + BLOCK, BLOCK), self.frames)
         self.regular = True
-        self.reads: list[tuple[str, int, int]] = []
+        self.reads: list[tuple[str, int, int]] = []  # array, first frame, frames
 
-    def read_into(self, name: str, first: int, out: np.ndarray) -> None:
-        self.reads.append((name, first, len(out)))
-        out[:] = self.data[name][first : first + len(out)]
+    def read_block(self, name: str, block: int, low: int, high: int, scratch: np.ndarray) -> tuple[np.ndarray, int]:
+        assert self.starts[block] <= low < high <= self.starts[block + 1]
+        self.reads.append((name, low, high - low))
+        scratch[: high - low] = self.data[name][low:high]
+        return scratch[: high - low], low
 
 
 def store_path(film: int, seconds: float, rate: float = 1.0) -> Path:

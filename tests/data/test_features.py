@@ -92,8 +92,8 @@ def asked_of(store, monkeypatch):
     plain = record_layout.read
 
     def read(file, position, *buffers):
-        record = store._places[0].tolist().index(position)
-        asked.append((*divmod(record, len(store._names)), sum(buffer.nbytes for buffer in buffers)))
+        record = int(np.searchsorted(store._places[0], position, "right")) - 1
+        asked.append((*divmod(record, len(store._names)), sum(map(len, buffers))))
         plain(file, position, *buffers)
 
     monkeypatch.setattr(record_layout, "read", read)
@@ -108,6 +108,9 @@ def test_only_the_needed_records_are_read(written, monkeypatch):
     store.read(70, 110, names=["frame"])
     assert [record[:2] for record in asked] == [(1, frame), (1, times)]
     assert asked[0][2] - 60 * 8 * 2 < 200  # its numbers, and what the record says about itself
+    asked.clear()
+    store.read(80, 90, names=["frame"])  # the block is known to be right now: of its 60 frames the ten
+    assert [record[:2] for record in asked] == [(1, frame), (1, times)] and [record[2] for record in asked] == [10 * 8 * 2, 10 * 8]
     asked.clear()
     store.read(110, 130)
     assert len(asked) == 2 * 4
