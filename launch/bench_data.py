@@ -39,6 +39,7 @@ GIGABYTES = 20.0  # of the corpus that memory is measured on
 QUERIES = 574  # of a film, as many as MAD has
 STAGES = {"1a": 64, "1b": 64, "2": 4}  # and their batches here
 EXAMPLES = {"1a": 4096, "1b": 4096, "2": 96}  # of a run
+WORKERS = (0, 1, 2)
 REPEATS = 3
 WORDS = ("she", "he", "walks", "looks", "opens", "closes", "door", "window", "car", "road", "night", "young", "man", "woman", "slowly", "away", "into", "with")
 
@@ -64,7 +65,7 @@ def speed(folder: Path) -> dict[str, float | int]:
             _same(ours.example(3), other.example(3))
         size = sum(array.nbytes for array in ours.example(0).values())
         count = EXAMPLES[name]
-        for workers in (0, 1, 2):
+        for workers in WORKERS:
             seconds: dict[str, list[float]] = {kind: [] for kind in ("ours", *loaders)}
             for _ in range(REPEATS):
                 seconds["ours"].append(_timed(_ours(ours, batch, count, workers), count // batch))
@@ -286,6 +287,7 @@ def write_corpus(folder: Path, films: int, plain: bool) -> list[TrainVideo]:
 
 
 def _questions(number: int) -> tuple:
+    """QUERIES of them, of about four seconds each, as MAD's are."""
     from revision_jax.data.asking import TrainQuestion
 
     rng = np.random.default_rng([7, number])

@@ -34,6 +34,7 @@ from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.programs import Programs
+from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
@@ -194,6 +195,11 @@ class Grounder:
             raise UserError(f"threshold: must lie in [0, 1], is {threshold}")
         found = self.find(video, queries, top_k=top_k, start_s=start_s, end_s=end_s, progress=progress)
         return [answers.answer(one, threshold, video.duration_s, {"encode": video.seconds}) for one in found]
+
+    def rank(self, videos: Sequence[EncodedVideo | str | Path], queries: Sequence[str]) -> list[list[RankedVideo]]:
+        """Which of the videos each question is about: all of them, best first. Raises ConfigError for a model without a level of whole videos."""
+        encoded = [video if isinstance(video, EncodedVideo) else self.encode(video) for video in videos]
+        return rank_videos(self.programs, [video.source for video in encoded], list(queries))
 
     def to_json(self, video: EncodedVideo, given: Iterable[Answer]) -> dict[str, Any]:
         """One video's part of the JSON that `launch.ground` writes."""

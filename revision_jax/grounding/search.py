@@ -225,7 +225,7 @@ class Searcher:
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
                 share = min(float(named[w]), 1.0)
-                score = (float(sure.sigmoid(present)) * share + RETRIEVAL * float(tokens.level[w, 0])) / (1.0 + RETRIEVAL)
+                score = rank_score(present, share, float(tokens.level[w, 0]))
                 entry = Ranked(window, score, present, max(math.log(share), -CLIP) if share > 0 else -CLIP)
                 if window not in ranked[number] or entry.score > ranked[number][window].score:
                     ranked[number][window] = entry
@@ -420,6 +420,11 @@ class Searcher:
             if trace.level.kind == "dense":
                 trace.kept = sorted({m.window for m in moments if m.window is not None})
         return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
+
+
+def rank_score(present: float, named: float, similarity: float) -> float:
+    """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity."""
+    return (float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + RETRIEVAL * similarity) / (1.0 + RETRIEVAL)
 
 
 def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:
