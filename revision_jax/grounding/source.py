@@ -67,7 +67,7 @@ def gather(
     source: Source, windows: Sequence[Window], slots: int, names: Sequence[str], sampling: str = "even"
 ) -> tuple[dict[str, Shaped[np.ndarray, "W T ..."]], Bool[np.ndarray, "W T"]]:
     """Arrays of `slots` frames of each window (zeros where there is none), and which of them exist. Reads each stretch of the film once."""
-    starts, spans, ends = (np.asarray([getattr(w, name) for w in windows])[:, None] for name in ("start_s", "span_s", "end_s"))
+    starts, spans, ends = (np.asarray([getattr(w, name) for w in windows], np.float64)[:, None] for name in ("start_s", "span_s", "end_s"))
     index = slot_frames(starts[:, 0], spans[:, 0], slots, source.rate, source.frames, sampling)
     if sampling == "even":
         inside = starts + np.arange(slots) * (spans / slots) < ends - EPSILON

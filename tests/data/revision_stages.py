@@ -30,7 +30,7 @@ def config() -> ExperimentConfig:
         StageConfig(name="retrieval", level="videos", negatives=random),
     )
     return ExperimentConfig(
-        vision=VisionConfig(projection=E), text=TextConfig(width=E, projection=E, suffix="."), train=TrainConfig(stages=stages),
+        vision=VisionConfig(projection=E), text=TextConfig(width=E, heads=2, projection=E, suffix="."), train=TrainConfig(stages=stages),
         grounding=GroundingConfig(levels=(videos, group, dense), query_len=48, prompt_len=128, answer_len=16),
     )  # fmt: skip
 
