@@ -88,7 +88,7 @@ def _stages() -> tuple[StageConfig, ...]:
         StageConfig(name="1a", level="dense", train=("lora/dense", "adapter/dense"), steps=2700, batch=512, learning_rate=1e-4, negatives=NEGATIVES, cut=0.2),
         StageConfig(
             name="1b", task="presence", level="sparse", train=("adapter/sparse", *signal), copies=(("lora/dense", "lora/sparse"),), steps=1100, batch=256,
-            learning_rate=1e-4, negatives=NEGATIVES,
+            learning_rate=1e-4, negatives=NEGATIVES, cut=1.0,
         ),
         StageConfig(name="2", level="sparse", train=("lora/sparse",), steps=4400, batch=128, learning_rate=1e-4, absent=0.3, negatives=NEGATIVES, crop=0.25),
         StageConfig(

@@ -156,6 +156,7 @@ def get_config() -> ExperimentConfig:
                     batch=32,
                     learning_rate=3e-3,
                     negatives=NEGATIVES,
+                    cut=1.0,
                 ),
                 StageConfig(
                     name="2",

@@ -25,6 +25,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     where = "where the videos are, or are rendered to (default: the cache folder); of a listed dataset where it was built, or its owners' annotations"
     parser.add_argument("--data", metavar="DIR", help=where)
     parser.add_argument("--videos", metavar="DIR", help="the videos of a listed dataset, each called by its id (default: --data)")
+    parser.add_argument("--features", metavar="STORES", help="of a listed dataset: a folder of feature stores, in place of videos (MAD has no others)")
+    parser.add_argument("--queries", metavar="FILE", help="a store of the questions' text features, in place of the checkpoint's text tower")
     parser.add_argument("--split", help="of the world: train, validation, test, composition, length (default test; with --fit: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N videos of the split (default: all that the checkpoint's config names)")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="of the rendered videos (default an hour, of the length split three)")
@@ -70,13 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.dataset == "folder":
             items = datasets.folder(Path(options.data), options.limit)
         else:
-            items = datasets.field(options.dataset, Path(options.data), split, Path(options.videos) if options.videos else None, options.limit)
+            videos, features = (Path(place) if place else None for place in (options.videos, options.features))
+            items = datasets.field(options.dataset, Path(options.data), split, videos, options.limit, features)
     grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
+    if options.queries:
+        grounder.use_queries(options.queries)
     if options.fit:
         _fit(options, grounder, items)
         return
     method = make(options.baseline, grounder, fitting.stored(options.checkpoint), options.without)
-    answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k)
+    given = [f"{name} {Path(place).resolve()}" for name, place in (("features", options.features), ("queries", options.queries)) if place]
+    answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k, given)
     with _progress("asking") as progress:
         outcomes = exam.run(grounder, method, items, answers, top_k=options.top_k, progress=progress)
     result = report.build(outcomes, exam.about(options.checkpoint, method, options.dataset, split, items, options.top_k))
@@ -97,8 +103,11 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--data: a folder of annotated videos must be given with --dataset folder")
     if options.dataset != "synthetic" and not options.data:
         raise UserError(f"--data: a folder must be given with --dataset {options.dataset}: where it was built, or its owners' annotations")
-    if options.videos and options.dataset in ("synthetic", "folder"):
-        raise UserError("--videos: is for the datasets that launch.datasets lists; of others the videos lie under --data")
+    for name in ("videos", "features"):
+        if getattr(options, name) and options.dataset in ("synthetic", "folder"):
+            raise UserError(f"--{name}: is for the datasets that launch.datasets lists; of others the videos lie under --data")
+    if options.videos and options.features:
+        raise UserError("--features: are looked at in place of videos; leave out --videos")
     if options.dataset == "folder" and options.split and not options.fit:
         raise UserError("--split: a folder has no splits; give the folder of the split as --data")
     for name in ("limit", "top_k"):

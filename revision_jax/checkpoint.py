@@ -2,7 +2,7 @@
 
     model.safetensors   every tensor of the state by its name ("params/text/...", "lora/dense/..."), float16 unless asked otherwise
     config.json         the ExperimentConfig
-    tokenizer.json      of the `tokenizers` library
+    tokenizer.json      of the `tokenizers` library; text_tokenizer/tokenizer.json is the text tower's, where it is another
     calibration.json    optional: temperature and threshold that turn a confidence into a probability
 
 Written as a whole or not at all (a folder beside the target is filled, then renamed). Read with every mismatch told at once. NumPy and
@@ -11,6 +11,7 @@ safetensors only, so that answering needs nothing of training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import jax
 
 WEIGHTS, CONFIG, TOKENIZER, CALIBRATION = "model.safetensors", "config.json", "tokenizer.json", "calibration.json"
+TEXT_TOKENIZER = "text_tokenizer"  # folder of a checkpoint, for a text tower whose tokenizer is not the decoder's
 FORMAT = {"format": "revision_jax", "version": "1"}
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
@@ -66,6 +68,7 @@ def export(
 ) -> Path:
     """Writes `state` (nested dicts of arrays) and what belongs to it into `out_dir`; an older checkpoint there is replaced at once.
 
+    tokenizer_file: a tokenizer.json; a folder `text_tokenizer` beside it goes along.
     Floating tensors are stored as `dtype` (float16, bfloat16, float32), others as they are. Raises UserError for an unknown dtype, for a
     value that does not fit the dtype, for a target that holds something other than a checkpoint, and when the disk is full.
     """
@@ -93,7 +96,7 @@ def export(
         except SafetensorError as error:
             raise OSError(str(error)) from error
         os.chmod(building / WEIGHTS, 0o644)  # safetensors writes 0600
-        write_rest(building, config, {TOKENIZER: tokenizer_file}, calibration)
+        write_rest(building, config, tokenizer_files(tokenizer_file.parent, tokenizer_file), calibration)
     return out_dir
 
 
@@ -118,6 +121,13 @@ def write_rest(building: Path, config: ExperimentConfig, files: Mapping[str, Pat
     copy_files(building, files)
     if calibration is not None:
         (building / CALIBRATION).write_text(json.dumps(calibration, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def tokenizer_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]:
+    """The tokenizers of a checkpoint or work directory, by their names in a checkpoint. tokenizer: in place of the folder's tokenizer.json."""
+    own, text = (sorted(place.glob("tokenizer*.json")) for place in (folder, folder / TEXT_TOKENIZER))
+    files = {**{file.name: file for file in own}, **{f"{TEXT_TOKENIZER}/{file.name}": file for file in text}}
+    return files if tokenizer is None else {**files, TOKENIZER: tokenizer}
 
 
 def copy_files(building: Path, files: Mapping[str, Path | str]) -> None:
@@ -162,6 +172,19 @@ def load_config(directory: str | os.PathLike) -> ExperimentConfig:
         return ExperimentConfig.from_dict(_read_json(directory / CONFIG), CONFIG)
     except ConfigError as error:
         raise UserError(f"{directory / CONFIG}: {error}") from error
+
+
+def identity(directory: str | os.PathLike) -> str:
+    """What a checkpoint folder is called where files speak of it: its folder's name and a hash of its weights and config. Raises UserError for none."""
+    directory = Path(directory)
+    load_config(directory)  # raises
+    digest = hashlib.blake2b(digest_size=6)
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory}: not a checkpoint, {name} is missing")
+        with open(directory / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return f"{directory.resolve().name}-{digest.hexdigest()}"
 
 
 def mismatches(found: Shapes, expected: Shapes) -> list[str]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from revision_jax.conversation_config import ConversationConfig, RowConfig  # noqa: F401  both are part of this module
+from revision_jax.example_config import NEGATIVES, ExampleConfig
 from revision_jax.fields import ConfigError, _build, _check, _one_of, _positive
 
 # --------------------------------------------------------------------------------------------------------------------------- models
@@ -243,13 +244,15 @@ class PromptConfig:
     presence: str = "does {query} happen in the video ?"  # the question of stage 1-B
     digits: int = 1  # numbers are padded with zeros to at least this many digits
     # What the two numbers name. inclusive: the first and the last frame or window. exclusive: the first, and the one behind the last.
-    # instant: the times of two frames, between which it happens.
-    end: Literal["inclusive", "exclusive", "instant"] = "inclusive"
+    # instant: the times of two frames, between which it happens. single: there is one number alone, such as a video's.
+    end: Literal["inclusive", "exclusive", "instant", "single"] = "inclusive"
 
     def __post_init__(self):
         _check("{query}" in self.after, "prompt.after", "must contain {query}")
-        _check("{start}" in self.answer and "{end}" in self.answer, "prompt.answer", "must contain {start} and {end}")
-        _one_of("prompt.end", self.end, ("inclusive", "exclusive", "instant"))
+        _one_of("prompt.end", self.end, ("inclusive", "exclusive", "instant", "single"))
+        wanted = ("{start}",) if self.end == "single" else ("{start}", "{end}")
+        _check(all(name in self.answer for name in wanted), "prompt.answer", f"must contain {' and '.join(wanted)}")
+        _check(self.end != "single" or "{end}" not in self.answer, "prompt.answer", "names one number (prompt.end='single') and must not contain {end}")
 
 
 @dataclass(frozen=True)
@@ -260,14 +263,18 @@ class LevelConfig:
     nested: a visual token is a run of `tokens` sparse tokens of the level below it (sparse tokens of sparse tokens).
     dense: a visual token is a frame; one window of `span_s` a call, `tokens` frames in it.
     patch: the visual tokens are the kept patches of `tokens` frames in `span_s` seconds around a boundary, at most `budget` of them.
+    video: a visual token is a whole video, `tokens` of them are asked together which of them it is; no part of the search within one.
     """
 
     name: str = "dense"
-    kind: Literal["sparse", "nested", "dense", "patch"] = "dense"
+    kind: Literal["sparse", "nested", "dense", "patch", "video"] = "dense"
     span_s: float = 120.0
     stride_s: float = 60.0
     tokens: int = 120  # numbers the level can name: windows of a group, or frames of a window
-    frames: int = 0  # sparse: frames of one window that the adapter sees
+    frames: int = 0  # sparse, video: frames of one window (of a video) that the adapter sees
+    # Which frames of a window its slots show. even: the first at its start, the last one slot before its end. linspace: ReVisionLLM's, from its start to its
+    # end, both included, cut to whole numbers of stored frames.
+    sampling: Literal["even", "linspace"] = "even"
     batch: int = 8  # groups or windows of one device call
     zooms: tuple[int, ...] = (1,)  # sparse, nested: the windows are also asked about in groups of tokens // z, each window shown z times in a row
     beam: int = 8  # candidates kept for the next level
@@ -281,15 +288,22 @@ class LevelConfig:
 
     def __post_init__(self):
         w = f"levels.{self.name}"
-        _one_of(f"{w}.kind", self.kind, ("sparse", "nested", "dense", "patch"))
+        _one_of(f"{w}.kind", self.kind, ("sparse", "nested", "dense", "patch", "video"))
+        _one_of(f"{w}.sampling", self.sampling, ("even", "linspace"))
+        _check(self.sampling == "even" or self.kind != "patch", f"{w}.sampling", "a patch level's frames are stored ones, side by side: 'even'")
         _positive(w, span_s=self.span_s, stride_s=self.stride_s, tokens=self.tokens, batch=self.batch, beam=self.beam, spans=self.spans)
         _check(0 <= self.beam_share <= 1, f"{w}.beam_share", f"must lie in [0, 1], is {self.beam_share}")
-        _check(self.kind != "sparse" or self.frames > 0, f"{w}.frames", "a sparse level needs the frames of a window")
+        _check(self.kind not in ("sparse", "video") or self.frames > 0, f"{w}.frames", f"a {self.kind} level needs the frames of a window")
         _check(self.kind != "patch" or self.budget > 0, f"{w}.budget", "a patch level needs a token budget")
         allowed = bool(self.zooms) and all(1 <= zoom <= self.tokens for zoom in self.zooms)
         _check(allowed, f"{w}.zooms", f"must be numbers from 1 to tokens ({self.tokens}), are {self.zooms}")
         _check(self.adapter.kind != "temporal" or self.kind == "dense", f"{w}.adapter.kind", "'temporal' gives a token a frame: for dense levels alone")
         _check(self.stride_s <= self.span_s, f"{w}.stride_s", f"{self.stride_s} s leaves gaps between windows of {self.span_s} s")
+
+    @property
+    def searched(self) -> bool:
+        """Whether the level is a part of the search within a video."""
+        return not self.baseline and self.kind != "video"
 
     @property
     def rate(self) -> float:
@@ -359,14 +373,16 @@ class StageConfig:
     clip: float = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
     absent: float = 0.5  # share of examples whose answer is "not present" (contrastive windows and questions)
-    negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of: random, hard, cross_video, swap; with weights
+    negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of `example_config.NEGATIVES`, with weights
     absent_weight: float = 1.0  # weight of absent examples in the loss
     windows: int = 0  # sparse: windows of one example (0 = the level's tokens)
     caption_len: int = 24  # pretrain, language: S, text-tower positions of a caption
     keep: float = 1.0  # pretrain: share of an image's blocks of patches that are encoded, those with the most contrast
-    cut: float = 0.0  # dense: share of positive windows whose border may cut the event, as the windows of a search do
+    cut: float = 0.0  # dense, presence: share of positive windows whose border may cut the event, as the windows of a search do
     crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
     conversation: ConversationConfig | None = None  # conversation: its data and shapes; `batch` counts packed rows then
+    examples: ExampleConfig = field(default_factory=ExampleConfig)  # how they are cut out of the films
+    prompt: PromptConfig | None = None  # in place of the level's, where training asks otherwise than answering does
 
     def __post_init__(self):
         w = f"stages.{self.name}"
@@ -382,19 +398,25 @@ class StageConfig:
         for name in ("absent", "cut", "crop"):
             _check(0 <= getattr(self, name) <= 1, f"{w}.{name}", f"must lie in [0, 1], is {getattr(self, name)}")
         for name, weight in self.negatives:
-            _one_of(f"{w}.negatives", name, ("random", "hard", "cross_video", "swap"))
+            _one_of(f"{w}.negatives", name, NEGATIVES)
             _check(weight >= 0, f"{w}.negatives", f"weight of {name} is negative")
+            scored = name != "semi_hard" or weight == 0 or (self.examples.scores and self.examples.scored_by)
+            _check(bool(scored), f"{w}.examples.scores", "semi-hard negatives need a file of scores, and scored_by the checkpoint that they are of")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The corpus the curriculum reads. `dataset="synthetic"` renders the world; its splits have seeds that cannot meet. Any other name ("mad", "jsonl/all") is
-    a dataset that `launch.datasets build` put under `root`, with a feature store for each of its videos that `launch.extract` put under `features`."""
+    a dataset that `launch.datasets build` put under `root`, with a feature store for each of its videos under `features`: put there by `launch.extract` with
+    this model's encoder, or by `launch.import_features` under the name `encoder`."""
 
     dataset: str = "synthetic"
     root: str = ""
     features: str = ""
     media: str = ""  # conversations: the folder that the paths of images and videos are relative to
+    encoder: str = ""  # what made the features: the name that they were imported under; empty: this model's own encoder, by its weights
+    queries: str = ""  # a store of text features, in place of the text tower
+    query_encoder: str = ""  # what made those; empty: `encoder`
     on_missing: Literal["raise", "skip"] = "raise"  # a video without usable features; a conversation whose media cannot be read
     version: int = 1
     train_videos: int = 24

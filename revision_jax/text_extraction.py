@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revision_jax.config import ConfigError, ExperimentConfig
-from revision_jax.data.prompts import encode_query
+from revision_jax.data.prompts import clean_query, encode_query
 from revision_jax.data.text_features import TOKENS, TextFeatureStore, TextFeatureWriter
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.models import revision
@@ -46,7 +46,7 @@ def _encode(config: ExperimentConfig) -> Callable[[dict, Any, Any], dict]:
 def extract_queries(config: ExperimentConfig, params: dict, tokenizer: Tokenizer, queries: Iterable[str], store: str | Path) -> TextFeatureStore:
     """Encodes queries into `store`, atomically: "tokens" [S D] of the real tokens, "vectors" [F E], and "motion" [2] of a tower that says it, float16.
 
-    tokenizer: the text tower's. Each text once; memory is one batch and the keys. Returns the opened store.
+    tokenizer: the text tower's. Each text once, under its `clean_query`; memory is one batch and the keys. Returns the opened store.
     Raises UserError for an empty or too long query, ConfigError without a text tower, StoreError where the store cannot be written.
     """
     identity, text = text_identity(config, params), config.text
@@ -55,7 +55,7 @@ def extract_queries(config: ExperimentConfig, params: dict, tokenizer: Tokenizer
         arrays["motion"] = ((2,), "float16")
     with TextFeatureWriter(store, identity, arrays) as writer:
         batch: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for query in queries:
+        for query in map(clean_query, queries):
             if query not in writer:
                 batch[query] = encode_query(tokenizer, query, config.grounding.query_len, text.suffix)
             if len(batch) == BATCH:

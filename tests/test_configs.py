@@ -14,7 +14,10 @@ from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.levels import check_order
 from revision_jax.models.revision import abstract_state
 
-PRESETS = ("tiny", "videollama3_2b", "videollama3_7b", "revisionllm_7b_mad", "revisionllm_7b_vidchapters", "revision_2b", "revision_7b")
+PRESETS = (
+    "tiny", "videollama3_2b", "videollama3_7b", "revisionllm_7b_mad", "revisionllm_7b_vidchapters", "revisionllm_7b_msrvtt", "revisionllm_7b_hour",
+    "revision_2b", "revision_7b",
+)  # fmt: skip
 # Published, by part. Encoders, towers and decoders: the papers and model cards (Qwen2.5-1.5B 1.54 B, 7B 7.61 B; LLaMA-2-7B 6.74 B; CLIP ViT-L/14 428 M;
 # SigLIP so400m 878 M, of which the encoder alone, without positions and head, is VL3-SigLIP-NaViT, 0.4 B). LoRA: 159 M for the dense level (ReVisionLLM).
 NAVIT, QWEN_2B, QWEN_7B, VICUNA, LORA_7B = 412_147_440, 1_543_714_304, 7_615_616_512, 6_738_415_616, 159_907_840
@@ -120,6 +123,34 @@ def test_revisionllm_on_mad_is_three_hierarchies_of_the_released_sizes():
     assert config.decoder.lora.scale == 2.0 and config.grounding.rate == 5.0 and config.text.suffix == "."
     assert [(stage.name, stage.batch) for stage in config.train.stages] == [("1a", 1024), ("1b", 256), ("2", 128), ("2-33", 128)]
     assert all(stage.learning_rate == 1e-4 and stage.warmup == 0.03 and stage.weight_decay == 0 for stage in config.train.stages)
+    assert [round(stage.steps * stage.batch / 280_183 / 2, 2) for stage in config.train.stages] == [5, 1, 2, 2]  # epochs of lists that hold every query twice
+    assert [stage.absent for stage in config.train.stages] == [0.5, 0.5, 0.0, 0.0]
+    assert [stage.examples.groups for stage in config.train.stages] == ["grid", "grid", "crops", "crops"]
+    assert [stage.examples.long_events for stage in config.train.stages] == ["skip", "skip", "cut", "cut"]
+    assert all(level.sampling == "linspace" for level in config.grounding.levels)
+    assert config.data.encoder == "clip-vit-large-patch14"
+
+
+def test_revisionllm_on_vidchapters_has_its_own_windows_in_1b():
+    config = preset("revisionllm_7b_vidchapters")
+    dense, presence, sparse = config.train.stages
+    assert (dense.batch, presence.batch, sparse.batch) == (256, 512, 128)
+    assert (presence.examples.span_s, presence.examples.frames, presence.examples.rate) == (50.0, 100, 5.0)
+    assert dense.examples.frames == 250 and config.grounding.level("dense").tokens == 100
+    assert sparse.examples.min_duration_s == 2500.0
+
+
+def test_the_retrieval_level_names_one_video():
+    (videos, *_), (stage,) = preset("revisionllm_7b_msrvtt").grounding.levels, preset("revisionllm_7b_msrvtt").train.stages
+    assert (videos.kind, videos.tokens, videos.prompt.answer, videos.prompt.absent) == ("video", 100, "In video {start}", "Not Present")
+    assert "During which video can we see {query}?" in videos.prompt.after and stage.level == "videos"
+
+
+def test_the_methods_own_words():
+    for level in preset("revisionllm_7b_hour").grounding.levels:
+        assert f"<video>{level.prompt.after}" == "<video> when can we see the {query} happening?" and level.prompt.before == ""
+        assert (level.prompt.answer, level.prompt.absent) == ("From {start} to {end}.", "Not Present.")
+        assert f"<video>{level.prompt.presence}" == "<video> Does the {query} happen? yes/no"
 
 
 def test_a_model_without_a_text_tower_has_none_of_its_parameters():

@@ -24,7 +24,6 @@ from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
 TOKENIZER = checkpoint.TOKENIZER
-TEXT_TOKENIZER = "text_tokenizer"  # folder of a checkpoint, for a text tower whose tokenizer is not the decoder's
 # What lies beside a model's weights and travels with it, both ways: small, and an export opens with it as the original did.
 BESIDE = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
@@ -174,7 +173,7 @@ def beside(folder: Path) -> dict[str, Path | str]:
 
 
 def tokenizer(files: Mapping[str, Path | str], folder: str = "") -> Tokenizer | None:
-    """The tokenizer among a model's files, of a folder such as TEXT_TOKENIZER; None where there is none. Raises UserError."""
+    """The tokenizer among a model's files, of a folder such as checkpoint.TEXT_TOKENIZER; None where there is none. Raises UserError."""
     file = files.get(f"{folder}/{TOKENIZER}" if folder else TOKENIZER)
     if file is None:
         return None
@@ -192,12 +191,12 @@ def _files(opened: Sequence[_Opened], config: ExperimentConfig, own: str | Path 
         if whole or "decoder" in prefixes:
             found = beside(Path(one.source.path))
             files |= found
-            folder = Path(one.source.path) / TEXT_TOKENIZER
-            files |= {f"{TEXT_TOKENIZER}/{name}": file for name, file in (beside(folder) if whole and folder.is_dir() else {}).items()}
+            folder = Path(one.source.path) / checkpoint.TEXT_TOKENIZER
+            files |= {f"{checkpoint.TEXT_TOKENIZER}/{name}": file for name, file in (beside(folder) if whole and folder.is_dir() else {}).items()}
             if TOKENIZER in found and own is None:
                 problems += _unfit(found, one.format.special_tokens(config), config.decoder.vocab, str(one.part.path))
         elif "text" in prefixes:
-            files |= {f"{TEXT_TOKENIZER}/{name}": file for name, file in beside(Path(one.source.path)).items() if name.startswith("tokenizer")}
+            files |= {f"{checkpoint.TEXT_TOKENIZER}/{name}": file for name, file in beside(Path(one.source.path)).items() if name.startswith("tokenizer")}
     if own is not None:
         files[TOKENIZER] = Path(own)
         wanted = [token for one in opened for token in one.format.special_tokens(config)]

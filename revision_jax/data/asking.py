@@ -38,6 +38,7 @@ class Questions(Protocol):
     """What one film can be asked. Every method is a pure function of its arguments."""
 
     weight: float  # how often the film is chosen, beside others; 0 = it has no question with a moment
+    answered: tuple[TrainQuestion, ...] | None  # the questions with a moment; None where there is no end of them
 
     def present(self, rng: np.random.Generator) -> TrainQuestion:
         """A question with at least one moment."""
@@ -56,17 +57,16 @@ class Listed:
     """A film with annotations. A question of another film counts as absent here unless the same words are listed, as is usual for such datasets."""
 
     def __init__(self, questions: tuple[TrainQuestion, ...]):
-        self._answered = [question for question in questions if question.moments]
+        self.answered = tuple(question for question in questions if question.moments)
         self._absent = [question for question in questions if not question.moments]
         self._moments = {clean_query(text): question.moments for question in questions for text in (question.query, *question.variants)}
-        self.weight = float(len(self._answered))
+        self.weight = float(len(self.answered))
 
     def present(self, rng: np.random.Generator) -> TrainQuestion:
-        question = self._answered[rng.integers(len(self._answered))]
-        return _worded(rng, question)
+        return worded(rng, self.answered[rng.integers(len(self.answered))])
 
     def swapped(self, rng: np.random.Generator, question: TrainQuestion) -> TrainQuestion | None:
-        return _worded(rng, self._absent[rng.integers(len(self._absent))]) if self._absent else None
+        return worded(rng, self._absent[rng.integers(len(self._absent))]) if self._absent else None
 
     def moments(self, question: TrainQuestion) -> tuple[Moment, ...]:
         return self._moments.get(clean_query(question.query), ())
@@ -74,7 +74,8 @@ class Listed:
     taken = moments
 
 
-def _worded(rng: np.random.Generator, question: TrainQuestion) -> TrainQuestion:
+def worded(rng: np.random.Generator, question: TrainQuestion) -> TrainQuestion:
+    """The question in one of its wordings."""
     if not question.variants:
         return question
     texts = (question.query, *question.variants)
@@ -83,6 +84,8 @@ def _worded(rng: np.random.Generator, question: TrainQuestion) -> TrainQuestion:
 
 class Scripted:
     """A film of the rendered world."""
+
+    answered = None
 
     def __init__(self, script: Script):
         self.script = script

@@ -1,4 +1,4 @@
-"""The films a curriculum reads: an index of feature stores with what can be asked about each, and a bounded cache of their frames.
+"""The films a curriculum reads: feature stores with what can be asked about each. Nothing of a film is kept in memory: the system keeps files itself.
 
 The index is `corpus.json` beside the stores (paths relative to it):
 {"version": 1, "videos": [{"video_id", "duration_s", "store", "patch_store" | null, "seed" | null, "fps", "questions": [{"query", "kind", "moments",
@@ -8,16 +8,18 @@ The index is `corpus.json` beside the stores (paths relative to it):
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from revision_jax.config import ExperimentConfig
 from revision_jax.data.asking import Listed, Questions, Scripted, TrainQuestion
@@ -28,8 +30,8 @@ from revision_jax.errors import UserError
 
 INDEX = "corpus.json"
 VERSION = 1
-BLOCK_S = 240.0  # seconds of a film that are cached or dropped together
-MEMORY_MB = 3072  # of cached frames, by default: 24 hours at one frame a second with 25 tokens of 96 are 420 MB
+OPEN_FILMS = 512  # files that are kept open; more than MAD's training films are
+PIECE = 4096  # frames of a piece of a film that is gone through from end to end
 
 
 @dataclass(frozen=True)
@@ -43,105 +45,103 @@ class TrainVideo:
     fps: int = 5  # of that script
 
 
-class _Cache:
-    """Arrays by key, the least recently used dropped beyond a number of bytes. Threads may share it; processes each have their own."""
+_own = threading.local()
 
-    def __init__(self, limit: int):
-        self.limit, self.bytes = limit, 0
-        self._arrays: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def get(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
-        with self._lock:
-            if key in self._arrays:
-                self._arrays.move_to_end(key)
-                return self._arrays[key]
-        array = make()  # outside of the lock: another thread may read meanwhile; the worst case is one block read twice
-        with self._lock:
-            if key not in self._arrays:
-                self._arrays[key] = array
-                self.bytes += array.nbytes
-            while self.bytes > self.limit and len(self._arrays) > 1:
-                self.bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
-
-    def __getstate__(self) -> dict:
-        return {"limit": self.limit}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["limit"])
+def _scratch(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """A place for one block, this thread's until it asks again: pages that were used before are there already."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if len(getattr(_own, "bytes", b"")) < size:
+        _own.bytes = np.empty(size, np.uint8)
+    return _own.bytes[:size].view(dtype).reshape(shape)
 
 
 class Film:
-    """A feature store read by frame number through the cache. `store` needs `header`, `frames`, `read_frames` and `times` of `FeatureStore`."""
+    """A feature store read by frame number. `store` needs `header`, `frames`, `starts`, `read_block` and `times` of `FeatureStore`."""
 
-    def __init__(self, store: Any, cache: _Cache | None = None):
+    def __init__(self, store: Any):
         self.store = store
         self.rate: float = float(store.header.rate)
         self.count: int = int(store.frames)
         self.arrays: dict[str, tuple] = dict(store.header.arrays)
-        self.times: Float64[np.ndarray, "T"] = np.asarray(store.times(), np.float64)
-        self._cache = cache or _Cache(MEMORY_MB << 20)
-        self._key = str(getattr(store, "path", id(store)))
-        self._block = max(1, round(BLOCK_S * self.rate))
+        self._longest = int(np.diff(store.starts).max(initial=0))
+        self._lengths: Float32[np.ndarray, "T"] | None = None
 
     @property
     def duration_s(self) -> float:
         """Seconds that the frames stand for: each for one tick."""
         return self.count / self.rate
 
-    def gather(self, index: Int[np.ndarray, "*b"], name: str) -> np.ndarray:
-        """Array `name` of the frames `index` [*b], any order, repeats allowed -> [*b, ...]; zeros where a number lies outside of the film."""
+    def gather(self, index: Int[np.ndarray, "*b"], name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """Array `name` of the frames `index` [*b], any order, repeats allowed -> [*b, ...], in `out` where it is given; zeros where a number lies outside.
+
+        Each block of the store that is touched is read once, and each frame copied once from it: from the disk to the block, from the block to `out`.
+        """
         flat = np.asarray(index).reshape(-1)
         shape, dtype = self.arrays[name]
-        real = (flat >= 0) & (flat < self.count)
-        blocks = np.where(real, flat // self._block, -1)
-        out = np.zeros((len(flat), *shape), dtype)
-        for block in np.unique(blocks):
-            if block >= 0:
-                rows = np.flatnonzero(blocks == block)
-                local = flat[rows] - block * self._block
-                # consecutive frames are the usual case, and a slice is twice as fast as a list of rows
-                if len(rows) == rows[-1] - rows[0] + 1 and (np.diff(local) == 1).all():
-                    out[rows[0] : rows[-1] + 1] = self._load(name, int(block))[local[0] : local[-1] + 1]
-                else:
-                    out[rows] = self._load(name, int(block))[local]
-        return out.reshape(*np.shape(index), *shape)
+        out = np.empty((*np.shape(index), *shape), dtype) if out is None else out
+        rows = out.reshape(len(flat), *shape)
+        starts = self.store.starts
+        blocks = np.where((flat >= 0) & (flat < self.count), np.searchsorted(starts, flat, "right") - 1, -1)
+        if not len(flat):
+            return out
+        cuts = np.asarray([0, *(np.flatnonzero(blocks[1:] != blocks[:-1]) + 1).tolist()])
+        bounds = zip(np.minimum.reduceat(flat, cuts).tolist(), np.maximum.reduceat(flat, cuts).tolist(), strict=True)
+        runs: dict[int, list[tuple[int, int, int, int]]] = {}  # of slots whose frames lie in one block: the first, the one behind the last, their frames
+        for (low, high), block, (least, most) in zip(pairwise([*cuts.tolist(), len(flat)]), blocks[cuts].tolist(), bounds, strict=True):
+            runs.setdefault(block, []).append((low, high, least, most))
+        for low, high, _, _ in runs.pop(-1, ()):
+            rows[low:high] = 0
+        scratch = _scratch((self._longest, *shape), dtype)
+        for block in sorted(runs):
+            slots = runs[block]
+            wanted = min(least for *_, least, _ in slots), max(most for *_, most in slots) + 1
+            frames, base = self.store.read_block(name, block, *wanted, scratch)
+            for low, high, _, _ in slots:
+                np.take(frames, flat[low:high] - base, 0, rows[low:high], "clip")  # "raise" would go through a copy
+        return out
 
     def times_of(self, index: Int[np.ndarray, "*b"]) -> Float64[np.ndarray, "*b"]:
         """True times of frames; outside of the film, those of the ticks."""
-        inside = np.clip(index, 0, max(0, self.count - 1))
-        return np.where(inside == index, self.times[inside], np.asarray(index) / self.rate)
+        ticks = np.asarray(index) / self.rate
+        if getattr(self.store, "regular", False):
+            return ticks
+        inside = (index >= 0) & (index < self.count)
+        if inside.any():
+            first = int(index[inside].min())
+            ticks[inside] = self.store.times(first, int(index[inside].max()) + 1)[index[inside] - first]
+        return ticks
 
-    def unit_frames(self) -> Float32[np.ndarray, "T E"]:
-        """The frame vectors of the whole film, at unit length."""
-
-        def make() -> np.ndarray:
-            vectors = self.gather(np.arange(self.count), "frame").astype(np.float32)
-            return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
-
-        return self._cache.get((self._key, "unit"), make)
-
-    def _load(self, name: str, block: int) -> np.ndarray:
-        start = block * self._block
-        return self._cache.get((self._key, name, block), lambda: self.store.read_frames(start, min(start + self._block, self.count), (name,))[1][name])
+    def likeness(self, event: Bool[np.ndarray, "T"]) -> Float32[np.ndarray, "T"]:
+        """Cosine of each frame vector to the mean direction of those of an event; read in pieces."""
+        numbers = np.flatnonzero(event)
+        shown = self.gather(numbers, "frame").astype(np.float32)
+        mean = (shown / np.maximum(np.linalg.norm(shown, axis=-1, keepdims=True), 1e-6)).mean(0)
+        products, lengths = np.empty(self.count, np.float32), np.empty(self.count, np.float32)
+        for start in range(0, self.count, PIECE):
+            piece = self.gather(np.arange(start, min(start + PIECE, self.count)), "frame").astype(np.float32)
+            products[start : start + PIECE] = piece @ mean
+            if self._lengths is None:
+                lengths[start : start + PIECE] = np.linalg.norm(piece, axis=-1)
+        self._lengths = np.maximum(lengths, 1e-6) if self._lengths is None else self._lengths
+        return products / self._lengths
 
 
 class Corpus:
     """Films with questions. Stores are opened when first read, scripts made when first asked; safe to share between threads, and picklable."""
 
-    def __init__(self, videos: Iterable[TrainVideo], memory_mb: int = MEMORY_MB, open_store: Callable[[Path], Any] = FeatureStore):
+    def __init__(self, videos: Iterable[TrainVideo], open_store: Callable[[Path], Any] = FeatureStore):
         """Raises UserError if there is no video."""
         self.videos: tuple[TrainVideo, ...] = tuple(videos)
         if not self.videos:
             raise UserError(f"{INDEX}: lists no video; at least one is needed")
         self._open_store = open_store
-        self._cache = _Cache(memory_mb << 20)
-        self._films: dict[Path, Film] = {}
+        self._lock = threading.Lock()
+        self._films: OrderedDict[Path, Film] = OrderedDict()
         self._questions: dict[int, Questions] = {}
 
     @staticmethod
-    def open(config: ExperimentConfig, directory: str | Path, memory_mb: int = MEMORY_MB) -> Corpus:
+    def open(config: ExperimentConfig, directory: str | Path) -> Corpus:
         """Reads `directory`/corpus.json. Raises UserError for a missing or malformed index, and for features that do not fit the config."""
         index = Path(directory) / INDEX
         if not index.is_file():
@@ -152,7 +152,7 @@ class Corpus:
                 raise UserError(f"{index}: index of version {values['version']}, this program reads version {VERSION}; prepare the training data again")
             if values.get("world", WORLD_VERSION) != WORLD_VERSION:
                 raise UserError(f"{index}: made from world version {values['world']}, this program has {WORLD_VERSION}; prepare the training data again")
-            corpus = Corpus([_video(entry, index.parent) for entry in values["videos"]], memory_mb)
+            corpus = Corpus([_video(entry, index.parent) for entry in values["videos"]])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{index}: not a corpus index ({type(error).__name__}: {error})") from None
         corpus._check(config)
@@ -186,9 +186,19 @@ class Corpus:
         return self._questions[number]
 
     def _film(self, path: Path) -> Film:
-        if path not in self._films:
-            self._films.setdefault(path, Film(self._open_store(path), self._cache))
-        return self._films[path]
+        with self._lock:
+            if path not in self._films:
+                self._films[path] = Film(self._open_store(path))
+            self._films.move_to_end(path)
+            if len(self._films) > OPEN_FILMS:
+                self._films.popitem(last=False)  # closed once nobody reads it any more
+            return self._films[path]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_films", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _films=OrderedDict(), _lock=threading.Lock())
 
     def _check(self, config: ExperimentConfig) -> None:
         film, path = self.film(0), self.videos[0].store

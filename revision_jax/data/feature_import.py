@@ -16,6 +16,7 @@ import numpy as np
 
 from revision_jax.data.feature_sources import ROWS, Broken, Rows, Source
 from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter, StoreError, matches, store_path
+from revision_jax.data.prompts import clean_query
 from revision_jax.data.text_features import TextFeatureWriter
 from revision_jax.errors import UserError
 
@@ -127,7 +128,8 @@ def import_queries(
 ) -> Imported:
     """Writes the query token features of a source into one `TextFeatureStore` at `out`: "tokens" [S D], and the sentence's "vectors" [1 E] if there.
 
-    queries: {key of the source: text of the query}; None: the keys are the texts. Two keys with one text are stored once (the second counts as kept).
+    queries: {key of the source: text of the query}; None: the keys are the texts. They are found by their text as it is asked (`prompts.clean_query`); two keys
+    with one text are stored once (the second counts as kept).
     width: D of a token. max_tokens: tokens beyond are cut off. tokens, vector: names of the arrays; by default the first of TOKEN_NAMES, and of VECTOR_NAMES
     where the first query has one. Raises as `import_videos` does; then no store is written.
     """
@@ -150,7 +152,7 @@ def import_queries(
                     values = _query(arrays, tokens, vector, where, width, max_tokens)
                     if vector is not None and values["vectors"].shape != writer.arrays["vectors"][0]:
                         raise Misfit("wrong shape", f"{where} has a vector of shape {values['vectors'].shape}, the others {writer.arrays['vectors'][0]}")
-                added = writer.add(text, values)
+                added = writer.add(clean_query(text), values)
                 result.written, result.kept = result.written + added, result.kept + (not added)
             except StoreError:
                 raise

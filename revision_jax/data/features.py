@@ -4,18 +4,25 @@ One ArrayRecord file a video. Frames are grouped into blocks of fixed duration; 
 the frame vectors of nine hours never touches their patch tokens, and a window costs the records of its blocks alone. The last record is the
 header. What a record is: `records.py`. Format, version 1:
 
-    records[i * (A + 1) + a]   array a (sorted by name; "times" is last) of the i-th stored block:  b"RVB1" u32 {"array","block","dtype","shape"} bytes
-    records[-1]                b"RVH1" u32 {"version", FeatureHeader's fields, "blocks": [[block number, frames], ...]}
+    records[i * (A + 1) + a]   array a (sorted by name; "times" is last) of the i-th stored block:  b"RVB1" u32 {"array","block","dtype","shape","sum"} bytes
+    records[-1]                b"RVH1" u32 {"version", FeatureHeader's fields, "blocks": [[block number, frames], ...], "sums", "regular"}
 
 A store appears under its name complete or not at all (written beside it, then renamed). Frame i is the tick i / rate: the store has one frame a
-tick, and `times` holds the true timestamp of the picture that the tick got (`data/video.py`).
+tick, and `times` holds the true timestamp of the picture that the tick got (`data/video.py`); "regular" says that these are the ticks themselves.
+
+Blocks are read past ArrayRecord's reader, straight into arrays (`record_layout.py`): the first time whole, and judged by their sum ("sum", 16 hexadecimal
+digits), later as much of them as is wanted. Where that does not work (a store without sums, a system without `preadv`, a file laid out otherwise)
+ArrayRecord's reader does it, ten times slower.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,9 +32,9 @@ from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped, UInt8
 
-from revision_jax.data import records
+from revision_jax.data import record_layout, records
 from revision_jax.data.records import READER_OPTIONS, WRITER_OPTIONS
 from revision_jax.errors import UserError
 
@@ -35,6 +42,7 @@ VERSION = 1
 BLOCK_MAGIC = b"RVB1"
 HEADER_MAGIC = b"RVH1"
 TIMES = "times"
+UNKNOWN = "?" * 16  # in place of a sum's digits
 
 
 class StoreError(UserError):
@@ -107,6 +115,7 @@ class FeatureWriter:
         self._blocks: list[tuple[int, int]] = []
         self.frames = 0  # appended so far
         self._last_time = -np.inf
+        self._regular = True
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer: ArrayRecordWriter | None = ArrayRecordWriter(str(self._partial), WRITER_OPTIONS)
@@ -128,13 +137,14 @@ class FeatureWriter:
         if times[0] < self._last_time or (np.diff(times) < 0).any():
             raise ValueError("times must not fall")
         cast = {TIMES: np.asarray(times, "<f8")}
+        self._regular &= np.array_equal(times, np.arange(self.frames, self.frames + len(times)) / self.header.rate)
         for name, (shape, dtype) in self.header.arrays.items():
             array = np.asarray(arrays[name])
             if array.shape != (len(times), *shape):
                 raise ValueError(f"{name} has shape {array.shape}, not {(len(times), *shape)}")
             with np.errstate(over="ignore"):  # beyond float16 is infinity: for whoever reads to judge
                 cast[name] = array.astype(np.dtype(dtype).newbyteorder("<"))
-            if cast[name].dtype.kind == "f" and np.isnan(cast[name]).any():
+            if records.has_nan(cast[name]):
                 self.abort()
                 number = self.frames + int(np.isnan(cast[name]).reshape(len(times), -1).any(1).argmax())
                 raise UserError(f"{self.path}: {name} of frame {number} ({number / self.header.rate:g} s) is not a number (NaN); nothing was kept")
@@ -164,7 +174,7 @@ class FeatureWriter:
         try:
             if self._block is not None:
                 self._flush()
-            values = {"version": VERSION, **dataclasses.asdict(self.header), "blocks": self._blocks}
+            values = {"version": VERSION, **dataclasses.asdict(self.header), "blocks": self._blocks, "sums": True, "regular": bool(self._regular)}
             self._writer.write(records.pack(HEADER_MAGIC, values))
             self._writer.close()
             os.replace(self._partial, self.path)
@@ -195,7 +205,7 @@ class FeatureWriter:
         for name in self._names:
             array = np.concatenate(self._pending[name])
             about = {"array": name, "block": self._block, "dtype": array.dtype.name, "shape": array.shape}
-            self._writer.write(records.pack(BLOCK_MAGIC, about, array.tobytes()))
+            self._writer.write(records.pack(BLOCK_MAGIC, {**about, "sum": f"{records.checksum(_bytes(array)):016x}"}, array.tobytes()))
         self._blocks.append((self._block, count))
         self._pending, self._block = {}, None
 
@@ -204,28 +214,35 @@ class FeatureWriter:
         raise StoreError(f"{self.path}: cannot be written ({records.reason(error)}); nothing was kept") from None
 
 
+def _bytes(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "_"]:
+    """The bytes of a contiguous array, not copied."""
+    return array.reshape(-1).view(np.uint8)
+
+
 class FeatureStore:
     """Reads a store. Safe to share between threads; picklable (a worker process opens the file anew)."""
 
     def __init__(self, path: str | Path):
         """Raises UserError for a missing, truncated or foreign file."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such feature store")
         self._open()
-        values = self._load_header()
+        with contextlib.closing(self._record_reader()) as reader:
+            values, total = self._load_header(reader), reader.num_records()
         self._blocks = [(int(block), int(count)) for block, count in values.pop("blocks")]
+        self._sums, self.regular = values.pop("sums", False), values.pop("regular", False)
         arrays = {name: (tuple(shape), dtype) for name, (shape, dtype) in values.pop("arrays").items()}
         self.header = FeatureHeader(arrays=arrays, warnings=tuple(values.pop("warnings")), **values)
         self._names = [*self.header.arrays, TIMES]
-        self._starts = np.cumsum([0, *(count for _, count in self._blocks)])  # first frame of each block, then the total
-        if self._reader.num_records() != len(self._blocks) * len(self._names) + 1:
+        self._kinds = {**self.header.arrays, TIMES: ((), "float64")}
+        self.starts = np.cumsum([0, *(count for _, count in self._blocks)])  # first frame of each block, then the total
+        self._judged = np.zeros(total, bool)  # records that were read whole, and found right
+        if total != len(self._blocks) * len(self._names) + 1:
             raise UserError(f"{self.path}: damaged feature store (records are missing); delete it and encode the video again")
 
     @property
     def frames(self) -> int:
         """Number of frames (ticks)."""
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __len__(self) -> int:
         return self.frames
@@ -268,47 +285,90 @@ class FeatureStore:
         Raises KeyError for an unknown name, UserError for a damaged record.
         """
         wanted = list(self.header.arrays) if names is None else list(names)
-        columns = [self._names.index(name) if name in self._names else self._unknown(name) for name in (*wanted, TIMES)]
-        first, stop = max(0, first), min(self.frames, stop)
-        blocks = [i for i in range(len(self._blocks)) if self._starts[i] < stop and self._starts[i + 1] > first] if first < stop else []
-        found = self._read([block * len(self._names) + column for block in blocks for column in columns])
+        first, stop = max(0, int(first)), min(self.frames, int(stop))
+        count = max(0, stop - first)
         result = {}
-        for place, name in enumerate((*wanted, TIMES)):
-            shape, dtype = ((), "float64") if name == TIMES else self.header.arrays[name]
-            array = np.empty((max(0, stop - first), *shape), dtype)
-            for i, block in enumerate(blocks):
-                part = self._part(found[i * len(columns) + place], name, block)
-                low, high = max(first, self._starts[block]), min(stop, self._starts[block + 1])
-                array[low - first : high - first] = part[low - self._starts[block] : high - self._starts[block]]
-            result[name] = array
-        return result.pop(TIMES), result
+        for name in wanted:
+            if name not in self.header.arrays:
+                raise KeyError(f"{self.path}: no array {name!r}; there are {', '.join(self.header.arrays)}")
+            shape, dtype = self.header.arrays[name]
+            result[name] = np.empty((count, *shape), dtype)
+            if count:
+                self.read_into(name, first, result[name])
+        return self.times(first, stop), result
 
-    def times(self) -> Float64[np.ndarray, "T"]:
-        """True times of all frames, in seconds."""
-        return self.read_frames(0, self.frames, ())[0]
+    def read_into(self, name: str, first: int, out: Shaped[np.ndarray, "n ..."]) -> None:
+        """Fills `out`, of the array's shape and dtype and contiguous, with frames first .. first + n - 1, which must be there. Raises UserError for a damaged
+        record."""
+        stop = first + len(out)
+        for block in range(int(np.searchsorted(self.starts, first, "right")) - 1, int(np.searchsorted(self.starts, stop, "left"))):
+            begin, end = int(self.starts[block]), int(self.starts[block + 1])
+            low, high = max(first, begin), min(stop, end)
+            place = out[low - first : high - first]
+            if len(place) == end - begin:
+                self.read_block(name, block, low, high, place)
+            else:
+                found, base = self.read_block(name, block, low, high, np.empty((end - begin, *out.shape[1:]), out.dtype))
+                place[...] = found[low - base : high - base]
+
+    def read_block(
+        self, name: str, block: int, low: int, high: int, scratch: Shaped[np.ndarray, "n ..."]
+    ) -> tuple[Shaped[np.ndarray, "m ..."], int]:
+        """Frames low .. high - 1 of the i-th stored block, and maybe more of it: (a part of `scratch`, which has room for the block; its first frame's number).
+
+        Raises UserError for a damaged record.
+        """
+        begin, end = int(self.starts[block]), int(self.starts[block + 1])
+        record = block * len(self._names) + self._names.index(name)
+        if self._judged[record]:
+            try:
+                self._read_straight(record, scratch[: high - low], low - begin)
+            except (EOFError, OSError) as error:
+                raise UserError(f"{self.path}: cannot be read any more ({records.reason(error)})") from None
+            return scratch[: high - low], low
+        out = scratch[: end - begin]
+        self._load(record, block, name, out)
+        return out, begin
+
+    def times(self, first: int = 0, stop: int | None = None) -> Float64[np.ndarray, "T"]:
+        """True times of frames first .. stop - 1 (default: all), in seconds."""
+        stop = self.frames if stop is None else min(stop, self.frames)
+        if self.regular:
+            return np.arange(first, max(first, stop)) / self.header.rate
+        times = np.empty(max(0, stop - first))
+        if len(times):
+            self.read_into(TIMES, first, times)
+        return times
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_reader", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_reader", "_lock")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such feature store")
         self._open()
 
     def close(self) -> None:
         """Closes the file; the store cannot be read any more."""
-        self._reader.close()
+        self._file.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def _open(self) -> None:
-        self._reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such feature store")
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  open as long as the store is
+        self._reader: ArrayRecordReader | None = None  # opened where it is needed
         self._lock = threading.Lock()
-        if not self._reader.ok() or self._reader.num_records() == 0:
-            raise UserError(f"{self.path}: not a complete feature store (truncated, or another kind of file); delete it and encode the video again")
 
-    def _load_header(self) -> dict:
+    def _record_reader(self) -> ArrayRecordReader:
+        reader = ArrayRecordReader(str(self.path), READER_OPTIONS)
+        if not reader.ok() or reader.num_records() == 0:
+            raise UserError(f"{self.path}: not a complete feature store (truncated, or another kind of file); delete it and encode the video again")
+        return reader
+
+    def _load_header(self, reader: ArrayRecordReader) -> dict:
         try:
-            values, _ = records.unpack(self._read([self._reader.num_records() - 1])[0], HEADER_MAGIC)
+            values, _ = records.unpack(self._read(reader, reader.num_records() - 1), HEADER_MAGIC)
             version = values.pop("version")
         except (ValueError, KeyError):
             raise UserError(f"{self.path}: not a feature store (another kind of ArrayRecord file)") from None
@@ -316,24 +376,67 @@ class FeatureStore:
             raise UserError(f"{self.path}: feature store of version {version}, this program reads version {VERSION}; delete it and encode the video again")
         return values
 
-    def _part(self, record: bytes, name: str, block: int) -> np.ndarray:
-        """Array `name` of the i-th stored block, checked to be that."""
+    def _about(self, block: int, name: str) -> dict[str, Any]:
+        """What the record of an array of the i-th stored block says about itself."""
+        number, count = self._blocks[block]
+        shape, dtype = self._kinds[name]
+        return {"array": name, "block": number, "dtype": dtype, "shape": [count, *shape]}
+
+    @functools.cached_property
+    def _places(self) -> tuple[Int64[np.ndarray, "n"], list[tuple[bytes, bytes]]]:
+        """Of each record but the last its position in the stream, and what stands in front of its numbers: before and behind the 16 digits of the sum."""
+        abouts = [self._about(block, name) for block in range(len(self._blocks)) for name in self._names]
+        fronts = [records.pack(BLOCK_MAGIC, {**about, "sum": UNKNOWN}) for about in abouts]
+        sizes = [math.prod(about["shape"]) * np.dtype(about["dtype"]).itemsize for about in abouts]
+        places = record_layout.starts(len(front) + size for front, size in zip(fronts, sizes, strict=True))
+        return places, [tuple(front.split(UNKNOWN.encode())) for front in fronts]
+
+    def _read_straight(self, record: int, out: Shaped[np.ndarray, "n ..."], skip: int = 0) -> bytearray:
+        """The record's numbers from frame `skip` of its block on into `out`; returns what stands in front of them, where none is skipped.
+
+        Raises EOFError or OSError where the file cannot be read so far.
+        """
+        places, fronts = self._places
+        size, data = sum(map(len, fronts[record])) + len(UNKNOWN), _bytes(out)
+        front = bytearray(0 if skip else size)
+        record_layout.read(self._file.fileno(), int(places[record]) + (size + skip * (len(data) // len(out)) if skip else 0), front, data)
+        return front
+
+    def _load(self, record: int, block: int, name: str, out: Shaped[np.ndarray, "n ..."]) -> None:
+        """The whole of array `name` of the i-th stored block into `out`, judged by its sum, or read by ArrayRecord's reader."""
+        if self._sums and record_layout.AVAILABLE and sys.byteorder == "little":
+            try:
+                front = self._read_straight(record, out)
+            except (EOFError, OSError):
+                front = bytearray()
+            before, behind = self._places[1][record]
+            if front.startswith(before) and front.endswith(behind):
+                if front[len(before) : -len(behind)] != b"%016x" % records.checksum(_bytes(out)):
+                    number = self._blocks[block][0]
+                    raise UserError(f"{self.path}: damaged feature store (block {number} of {name}); delete it and encode the video again")
+                self._refuse_nan(name, block, out)
+                self._judged[record] = True
+                return
+        with self._lock:  # its reads are short, and one reader's position is shared
+            self._reader = self._reader or self._record_reader()
+            found = self._read(self._reader, record)
         try:
-            about, data = records.unpack(record, BLOCK_MAGIC)
-            if about["array"] != name or about["block"] != self._blocks[block][0]:
+            about, data = records.unpack(found, BLOCK_MAGIC)
+            about.pop("sum", None)
+            if about != self._about(block, name):
                 raise ValueError("records are out of order")
-            return records.array(about, data)
+            out[:] = records.array(about, data)
+            self._refuse_nan(name, block, out)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path}: damaged feature store ({error}); delete it and encode the video again") from None
 
-    def _read(self, numbers: list[int]) -> list[bytes]:
-        if not numbers:
-            return []
+    def _refuse_nan(self, name: str, block: int, numbers: Shaped[np.ndarray, "n ..."]) -> None:
+        if records.has_nan(numbers):
+            second = self.starts[block] / self.header.rate
+            raise UserError(f"{self.path}: {name} from {second:g} s on holds what is not a number (NaN); delete it and encode the video again")
+
+    def _read(self, reader: ArrayRecordReader, number: int) -> bytes:
         try:
-            with self._lock:  # reads are short, and one reader's position is shared
-                return self._reader.read(numbers)
+            return reader.read([number])[0]
         except (RuntimeError, IndexError) as error:
             raise UserError(f"{self.path}: damaged feature store ({records.reason(error)}); delete it and encode the video again") from None
-
-    def _unknown(self, name: str) -> int:
-        raise KeyError(f"{self.path}: no array {name!r}; there are {', '.join(self.header.arrays)}")

@@ -1,17 +1,16 @@
-"""Contrastive examples: windows that do not show what is asked, and questions that are not answered by what is shown.
+"""Windows that do not show what is asked: plain functions of moments and windows. `contrastive.py` chooses among them.
 
-random: any window of the same film; hard: one that looks like the event; cross_video: a window of another film; swap: the same window under a
-question with an attribute changed. Whatever the strategy, no instant of a negative window lies in a moment of the question: the released ReVisionLLM
-code lets 2 to 13 % overlap. Plain functions of moments and windows; `curriculum.py` chooses among them.
+Whatever the strategy, no instant of a negative window lies in a moment of the question: the released ReVisionLLM code lets 2 to 13 % overlap.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from revision_jax.data.windows import Moment, overlaps_any
 
@@ -25,11 +24,13 @@ def free_starts(moments: tuple[Moment, ...], count: int, rate: float, span_s: fl
     A film shorter than the window has the one start 0. Empty if no window is free.
     """
     last = max(0, count - round(span_s * rate))
-    starts = np.arange(last + 1)
     free = np.ones(last + 1, bool)
     for begin, end in moments:
-        free &= (starts / rate >= end) | (starts / rate + span_s <= begin)
-    return starts[free]
+        # Those that may touch the moment, and a few more: the rest of a long film needs no look.
+        near = slice(max(0, math.floor((begin - span_s) * rate) - 1), max(0, math.ceil(end * rate) + 2))
+        starts = np.arange(last + 1)[near] / rate
+        free[near] &= (starts >= end) | (starts + span_s <= begin)
+    return np.flatnonzero(free)
 
 
 def random_window(rng: np.random.Generator, free: Int[np.ndarray, "n"]) -> int | None:
@@ -38,19 +39,17 @@ def random_window(rng: np.random.Generator, free: Int[np.ndarray, "n"]) -> int |
 
 
 def hard_window(
-    rng: np.random.Generator, free: Int[np.ndarray, "n"], frames: Float[np.ndarray, "T E"], event: Bool[np.ndarray, "T"], length: int
+    rng: np.random.Generator, free: Int[np.ndarray, "n"], likeness: Float[np.ndarray, "T"], length: int
 ) -> int | None:
     """A free start whose window of `length` frames holds one of the PEAKS frames most like the event; None if there is none.
 
-    frames: unit vectors of the whole film; event: which of them show the event. The likeness is the cosine to the event's mean frame. Where in the
-    window the look-alike falls is uniform, as it is for a positive.
+    likeness: of every frame of the film to the event (`corpus.Film.likeness`).
     """
-    if not len(free) or not event.any():
-        return random_window(rng, free)
-    likeness = frames @ frames[event].mean(0)
-    inside = np.zeros(len(frames) + 1, np.int64)
-    np.add.at(inside, np.minimum(free, len(frames)), 1)
-    np.add.at(inside, np.minimum(free + length, len(frames)), -1)
+    if not len(free):
+        return None
+    inside = np.zeros(len(likeness) + 1, np.int64)
+    np.add.at(inside, np.minimum(free, len(likeness)), 1)
+    np.add.at(inside, np.minimum(free + length, len(likeness)), -1)
     likeness = np.where(np.cumsum(inside[:-1]) > 0, likeness, -np.inf)
     peaks: list[int] = []
     for _ in range(PEAKS):
@@ -59,10 +58,29 @@ def hard_window(
             break
         peaks.append(peak)
         likeness[max(0, peak - length // 2) : peak + length // 2 + 1] = -np.inf
-    if not peaks:
-        return random_window(rng, free)
-    peak = peaks[rng.integers(len(peaks))]
-    return random_window(rng, free[(free <= peak) & (peak < free + length)])
+    return window_with(rng, free, peaks, length)
+
+
+def scored_window(
+    rng: np.random.Generator, free: Int[np.ndarray, "n"], places: Int[np.ndarray, "m"], scores: Float[np.ndarray, "m"], own: float, length: int
+) -> int | None:
+    """A free start whose window holds one of the PEAKS places that score highest below `own`, the true moment's score; None if there is none.
+
+    places: frames that scores stand for, the middles of the windows that were scored. Semi-hard, as in FaceNet (arXiv 1503.03832): what already scores
+    above the truth is often the truth unlabelled.
+    """
+    inside = [((free <= place) & (place < free + length)).any() for place in places]
+    chosen = np.flatnonzero((scores < own) & np.asarray(inside, bool))
+    best = chosen[np.argsort(-scores[chosen], kind="stable")][:PEAKS]
+    return window_with(rng, free, [int(place) for place in places[best]], length)
+
+
+def window_with(rng: np.random.Generator, free: Int[np.ndarray, "n"], places: list[int], length: int) -> int | None:
+    """A free start whose window of `length` frames holds one of the places, at a random one: where in the window it falls is uniform, as for a positive."""
+    if not places:
+        return None
+    place = places[rng.integers(len(places))]
+    return random_window(rng, free[(free <= place) & (place < free + length)])
 
 
 def unanswered(
@@ -78,12 +96,21 @@ def unanswered(
 
 def is_absent(index: int, share: float) -> bool:
     """Whether example `index` is a contrastive one: spread evenly, so that every batch holds its share to within one."""
-    return int((index + 1) * share + 1e-9) > int(index * share + 1e-9)
+    return absent_before(index + 1, share) > absent_before(index, share)
+
+
+def absent_before(index: int, share: float) -> int:
+    """How many of the examples before number `index` are contrastive."""
+    return int(index * share + 1e-9)
 
 
 def strategy(rng: np.random.Generator, weights: tuple[tuple[str, float], ...]) -> str:
     """One name, drawn by weight. Raises ValueError if no weight is above 0."""
-    values = np.array([weight for _, weight in weights], np.float64)
-    if not len(values) or values.sum() <= 0:
+    total = sum(weight for _, weight in weights)
+    if total <= 0:
         raise ValueError("negatives: no strategy has a weight above 0")
-    return weights[int(rng.choice(len(values), p=values / values.sum()))][0]
+    drawn, chosen = rng.random() * total, ""
+    for name, weight in weights:
+        if weight > 0 and drawn >= 0:
+            drawn, chosen = drawn - weight, name
+    return chosen

@@ -26,29 +26,43 @@ Batch = dict[str, np.ndarray]
 class Examples(Protocol):
     """What a stage is trained on. Workers pickle it; `example` must not depend on anything but the index and what was pickled.
 
-    An object with a method `collate(examples) -> batch` puts a batch together itself, from this process' rows; otherwise `stack` does.
+    An object with `shapes` (field -> (shape, dtype)) and a method `fill(index, out)` writes an example into its row of a batch, which is zeros at first:
+    nothing is copied to put a batch together. One with a method `collate(examples) -> batch` puts a batch together itself, from this process' rows.
+    Otherwise `stack` does.
     """
 
     def example(self, index: int) -> Example: ...
 
 
-class _Rows:
-    """Grain source: item i is one row of this process, counted from step `start`."""
+class _Batches:
+    """Grain source: item i is this process' rows of batch `start` + i."""
 
-    def __init__(self, examples: Examples, batch: int, rows: tuple[int, int], start: int, steps: int):
-        self.examples, self.batch, self.first, self.start = examples, batch, rows[0], start
-        self.count = rows[1] - rows[0]
-        self.length = (steps - start) * self.count
+    def __init__(self, examples: Examples, batch: int, rows: tuple[int, int], start: int, steps: int, shared: bool):
+        """shared: batches are made in worker processes, and allocated where the training process can read them."""
+        self.examples, self.batch, self.rows, self.start, self.steps, self.shared = examples, batch, rows, start, steps, shared
 
     def __len__(self) -> int:
-        return self.length
+        return self.steps - self.start
 
-    def __getitem__(self, item: int) -> Example:
-        step, row = divmod(int(item), self.count)
-        return self.examples.example((self.start + step) * self.batch + self.first + row)
+    def __getitem__(self, item: int) -> Batch:
+        first = (self.start + int(item)) * self.batch
+        indices = range(first + self.rows[0], first + self.rows[1])
+        if not hasattr(self.examples, "fill"):
+            return getattr(self.examples, "collate", stack)([self.examples.example(index) for index in indices])
+        batch = {name: self._zeros((len(indices), *shape), dtype) for name, (shape, dtype) in self.examples.shapes.items()}
+        for row, index in enumerate(indices):
+            self.examples.fill(index, {name: np.asarray(array)[row, ...] for name, array in batch.items()})
+        return batch
+
+    def _zeros(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if not self.shared or 0 in shape:
+            return np.zeros(shape, dtype)
+        from grain.multiprocessing import SharedMemoryArray
+
+        return SharedMemoryArray(shape, np.dtype(dtype))  # fresh pages, which are zeros
 
     def __repr__(self) -> str:
-        return f"rows {self.first} to {self.first + self.count} of batches of {self.batch} from step {self.start}"
+        return f"rows {self.rows[0]} to {self.rows[1]} of batches of {self.batch} from step {self.start}"
 
 
 def stack(examples: Sequence[Example]) -> Batch:
@@ -100,14 +114,15 @@ def batches(
         rows = process_rows(batch, process_index, process_count)
     if start >= steps:
         return iter(())
-    source = _Rows(examples, batch, rows, start, steps)
-    dataset: Any = grain.MapDataset.source(source).batch(source.count, drop_remainder=True, batch_fn=getattr(examples, "collate", stack))
-    ahead = max(prefetch, 1)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=max(1, min(threads, ahead)), prefetch_buffer_size=ahead))
+    source = _Batches(examples, batch, rows, start, steps, shared=workers > 0)
+    ahead = max(1, prefetch // max(workers, 1))  # of each process that makes batches
+    dataset: Any = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(num_threads=max(1, min(threads, ahead)), prefetch_buffer_size=ahead)
+    )
     if workers > 0:
         from absl import flags
 
         if not flags.FLAGS.is_parsed():  # Grain's worker processes inherit absl flags and refuse to start without
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, ahead // workers)))
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
     return iter(dataset)

@@ -100,7 +100,7 @@ class PretrainSource:
         for row in range(rows):
             slots[row], asked[row], answer = point(rng, apart, self._dense.tokens)
             presence = bool(rng.random() < YES_OR_NO)
-            _, after_ids, after_mask = prompts.encode_prompt(self.tokenizer, prompt, captions[asked[row]], sizes.prompt_len, presence)
+            after_ids, after_mask = prompts.encode_question(self.tokenizer, prompt, captions[asked[row]], sizes.prompt_len, presence)
             given = answer is not None if presence else answer
             texts.append((after_ids, after_mask, *prompts.encode_answer(self.tokenizer, prompt, given, sizes.answer_len)))
         names = ("point_after_ids", "point_after_mask", "point_answer_ids", "point_answer_mask")

@@ -2,10 +2,12 @@
 
 A prompt is `before` + visual tokens + `after` + answer. The two texts are tokenised apart, so everything up to the question is the same for every
 question of a video (its KV cache is shared), and the visual tokens take the place between them. Source: ReVisionLLM, section 3 and its released
-template. Raises UserError where a query cannot be used, ConfigError where a configured length cannot hold a configured text.
+template. Raises UserError where a query cannot be used, ConfigError where a configured length cannot hold a configured text. Arrays are read-only.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,6 +17,7 @@ from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
 Answer = tuple[int | np.integer, int | np.integer] | bool | np.bool_ | None  # (first, last) number; yes or no; not present
+KEPT = 4096  # texts that are remembered: a question is asked about several windows, one after the other
 Padded = tuple[Int[np.ndarray, "S"], Bool[np.ndarray, "S"]]  # ids (padded on the right), and which of them are real
 
 
@@ -26,6 +29,7 @@ def clean_query(text: str) -> str:
     return query
 
 
+@functools.lru_cache(maxsize=KEPT)
 def encode_query(tokenizer: Tokenizer, text: str, length: int, suffix: str = "") -> Padded:
     """A query for the text tower: start token, words, `suffix`, end token; int32 ids [length] and their mask. Raises UserError if empty or too long."""
     query = _checked(tokenizer, text) + suffix
@@ -42,13 +46,9 @@ def question(prompt: PromptConfig, query: str, presence: bool = False) -> str:
     return (prompt.presence if presence else prompt.after).replace("{query}", query)
 
 
-def encode_prompt(
-    tokenizer: Tokenizer, prompt: PromptConfig, text: str, length: int, presence: bool = False
-) -> tuple[list[int], Int[np.ndarray, "S"], Bool[np.ndarray, "S"]]:
-    """Ids before the visual tokens (the start token first; not padded, the same for every query), then ids and mask [length] of the text after them.
-
-    Raises UserError if the query is empty or too long.
-    """
+@functools.lru_cache(maxsize=KEPT)
+def encode_question(tokenizer: Tokenizer, prompt: PromptConfig, text: str, length: int, presence: bool = False) -> Padded:
+    """The text after the visual tokens, which asks about a query: ids and mask [length]. Raises UserError if the query is empty or too long."""
     query = _checked(tokenizer, text)
     after = tokenizer.encode(question(prompt, query, presence))
     if len(after) > length:
@@ -57,7 +57,7 @@ def encode_prompt(
         if room < 1:
             raise ConfigError(f"grounding.prompt_len: must be above {len(after) - own}, the tokens of the question around the query, is {length}")
         raise UserError(f"query has {own} tokens, at most {room}: {_short(query)!r}")
-    return before_ids(tokenizer, prompt), *_pad(tokenizer, after, length)
+    return _pad(tokenizer, after, length)
 
 
 def before_ids(tokenizer: Tokenizer, prompt: PromptConfig) -> list[int]:
@@ -68,7 +68,8 @@ def before_ids(tokenizer: Tokenizer, prompt: PromptConfig) -> list[int]:
 def answer_text(prompt: PromptConfig, answer: Answer) -> str:
     """The answer's exact string: (first, last) numbers, True / False for yes / no, None for not present.
 
-    Numbers always mean the first and the last one that count; where `prompt.end` is "exclusive" the text names the one behind the last.
+    Numbers always mean the first and the last one that count; where `prompt.end` is "exclusive" the text names the one behind the last, where it is
+    "single" the first one alone.
     """
     if answer is None:
         return prompt.absent
@@ -79,6 +80,7 @@ def answer_text(prompt: PromptConfig, answer: Answer) -> str:
     return prompt.answer.replace("{start}", start).replace("{end}", end)
 
 
+@functools.lru_cache(maxsize=KEPT)
 def encode_answer(tokenizer: Tokenizer, prompt: PromptConfig, answer: Answer, length: int) -> Padded:
     """The answer's ids, end token last; int32 [length] and their mask. Raises ConfigError if `length` cannot hold it."""
     text = answer_text(prompt, answer)
@@ -98,9 +100,10 @@ def _checked(tokenizer: Tokenizer, text: str) -> str:
 
 
 def _pad(tokenizer: Tokenizer, ids: list[int], length: int) -> Padded:
-    padded = np.full(length, tokenizer.pad, np.int32)
-    padded[: len(ids)] = ids
-    return padded, np.arange(length) < len(ids)
+    padded = np.asarray([*ids, *[tokenizer.pad] * (length - len(ids))], np.int32)
+    mask = np.arange(length) < len(ids)
+    padded.flags.writeable = mask.flags.writeable = False  # they are handed out again
+    return padded, mask
 
 
 def _short(query: str) -> str:

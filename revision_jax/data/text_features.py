@@ -180,6 +180,12 @@ class TextFeatureStore:
         """The arrays of one query. Raises KeyError where it is not there, UserError for a damaged record."""
         return self.read_many([text])[0]
 
+    def features(self, text: str) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """`read`, for a query that someone asks: UserError where it is not there."""
+        if text not in self:
+            raise UserError(f"{self.path}: has no features of the query {text[:60]!r}; import or extract them for all queries that are asked")
+        return self.read(text)
+
     def read_many(self, texts: Iterable[str]) -> list[dict[str, Shaped[np.ndarray, "..."]]]:
         """The arrays of several queries, in their order, read at once."""
         texts = list(texts)

@@ -51,6 +51,8 @@ class Tokenizer:
         self.eos: int = found["eos"]
         self.pad: int = found["pad"] if found["pad"] is not None else found["eos"]
         self.unk: int | None = found["unk"]
+        # Tokens with a meaning of their own, which no user text may contain.
+        self.specials: tuple[str, ...] = tuple(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
@@ -120,11 +122,6 @@ class Tokenizer:
         """A hash of all that decides which ids a text gets, and of the roles."""
         roles = (self.bos, self.eos, self.pad, self.unk)
         return hashlib.blake2b(f"{roles}{self._inner.to_str()}".encode(), digest_size=20).hexdigest()
-
-    @property
-    def specials(self) -> tuple[str, ...]:
-        """Tokens with a meaning of their own, which no user text may contain."""
-        return tuple(token.content for token in self._inner.get_added_tokens_decoder().values() if token.special)
 
 
 def _roles(config_file: Path) -> dict[str, str]:

@@ -52,6 +52,26 @@ def grid_index(times: Float[np.ndarray, "*b"], rate: float) -> Int[np.ndarray, "
     return np.floor(np.asarray(times) * rate + 0.5 + EPS).astype(np.int64)
 
 
+def slot_frames(
+    start_s: Float[np.ndarray, "*b"] | float, span_s: Float[np.ndarray, "*b"] | float, slots: int, rate: float, count: int, sampling: str
+) -> Int[np.ndarray, "*b T"]:
+    """Which stored frame each slot of a window shows; windows that begin at `start_s`. A number outside of [0, count) is no frame of the film.
+
+    sampling: `LevelConfig.sampling`. even: the frames nearest to `slot_times`. linspace: ReVisionLLM's, `linspace(start, end, slots)` in frames with its end
+    included, cut to whole numbers; where the film ends with the window, and there is no frame at its end any more, the film's last frame is the end.
+    """
+    start, span = np.asarray(start_s, np.float64), np.asarray(span_s, np.float64)
+    if sampling == "even":
+        return grid_index(start[..., None] + np.arange(slots) * (span[..., None] / slots), rate)
+    first = grid_index(start[..., None], rate)[..., 0]
+    last = first + np.rint(span * rate).astype(np.int64)
+    last = np.where(last == count, last - 1, last)[..., None]
+    # As numpy.linspace computes it, whose integers are rounded down; without its checks, which take longer than all else here.
+    index = np.floor(np.arange(slots) * ((last - first[..., None]) / max(slots - 1, 1)) + first[..., None]).astype(np.int64)
+    index[..., -1:] = last if slots > 1 else first[..., None]
+    return index
+
+
 def showing(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], moment: Moment) -> Bool[np.ndarray, "T"]:
     """Which slots show a moment."""
     return mask & (times >= moment[0] - EPS) & (times < moment[1] - EPS)
@@ -74,16 +94,16 @@ def frame_span(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], momen
     return (nearest, nearest) if abs(times[nearest] - middle) <= step else None
 
 
-def instants(times: Float[np.ndarray, "T"], mask: Bool[np.ndarray, "T"], moment: Moment) -> tuple[int, int] | None:
-    """The slots nearest to a moment's two ends: the label of answers that name times (`PromptConfig.end = "instant"`), as ReVisionLLM's dense level does.
+def instants(start_s: float, span_s: float, mask: Bool[np.ndarray, "T"], moment: Moment) -> tuple[int, int] | None:
+    """A moment's two ends as numbers of slots, each the nearest that exists (`mask`): the label of answers that name times (`PromptConfig.end = "instant"`).
 
-    An end beyond the slots gets the last one on its side; None where there is no slot. times: rising; mask: which slots exist.
+    As ReVisionLLM's dense level has it, a number n means start_s + n span_s / T whatever frame the slot shows. None where there is no slot.
     """
     real = np.flatnonzero(mask)
     if not len(real):
         return None
-    first, last = (int(real[np.argmin(np.abs(times[real] - end))]) for end in moment)
-    return first, last
+    first, last = (round((end - start_s) / span_s * len(mask)) for end in moment)
+    return min(max(first, int(real[0])), int(real[-1])), min(max(last, int(real[0])), int(real[-1]))
 
 
 def span_seconds(first: int, last: int, start_s: float, rate: float) -> Moment:

@@ -9,6 +9,7 @@ A folder holds one folder a video: annotations.json as `launch.synthesize` write
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from revision_jax.config import DataConfig
 from revision_jax.data.datasets import registry
+from revision_jax.data.datasets.corpus import store_of
 from revision_jax.data.synthetic import world
 from revision_jax.errors import UserError
 from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
@@ -44,9 +46,10 @@ class Item:
     """A video with its questions."""
 
     name: str
-    video: Path
+    video: Path  # its file, or the store of its features
     duration_s: float
     questions: tuple[Asked, ...]
+    features: bool = False  # there are features alone
 
 
 def videos_of(split: str, data: DataConfig) -> int:
@@ -110,12 +113,12 @@ def folder(path: Path, count: int | None = None) -> list[Item]:
     return [read_item(place, place.relative_to(path).as_posix() if place != path else path.name) for place in places[:count]]
 
 
-def field(name: str, data: Path, split: str, videos: Path | None = None, count: int | None = None) -> list[Item]:
+def field(name: str, data: Path, split: str, videos: Path | None = None, count: int | None = None, features: Path | None = None) -> list[Item]:
     """A split of one of the field's datasets: its videos that have a file, or the first `count`, in the order of their first question.
 
     name: NAME or NAME/CONFIG; data: where `launch.datasets build` put it, or the folder with the owners' annotations, which are then read by the dataset's
-    own rules; videos: a folder with a file for each video, called by its id (default: `data`). Raises UserError for what cannot be read, and for videos
-    without a file.
+    own rules; videos: a folder with a file for each video, called by its id (default: `data`); features: in its place, a folder of feature stores. Raises
+    UserError for what cannot be read, and for videos without a file.
     """
     from revision_jax.data.datasets import build
 
@@ -133,6 +136,8 @@ def field(name: str, data: Path, split: str, videos: Path | None = None, count: 
     asked: dict[str, list[Any]] = {}
     for example in examples:
         asked.setdefault(example.video_id, []).append(example)
+    if features is not None:
+        return _with_features(asked, features, count)
     folder = videos or data
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_ENDINGS}
     by_name = {Path(key).name: path for key, path in files.items()}
@@ -142,6 +147,15 @@ def field(name: str, data: Path, split: str, videos: Path | None = None, count: 
         said = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
         raise UserError(f"--videos: {folder} lacks {len(missing)} of {len(chosen)} videos: {said}; a file is called by its video's id")
     return [_item(asked[video], files.get(video) or files.get(f"{video}/video") or by_name[video]) for video in chosen]
+
+
+def _with_features(asked: dict[str, list[Any]], folder: Path, count: int | None) -> list[Item]:
+    chosen = {video: store_of(folder, video) for video in list(asked)[:count]}
+    missing = [video for video, store in chosen.items() if store is None]
+    if missing:
+        said = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+        raise UserError(f"--features: {folder} lacks those of {len(missing)} of {len(chosen)} videos: {said}; a store is called VIDEO_ID.features")
+    return [dataclasses.replace(_item(asked[video], store), features=True) for video, store in chosen.items()]
 
 
 def _item(examples: list[Any], video: Path) -> Item:

@@ -28,9 +28,11 @@ VERSION = 1
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
 
 
-def identity(checkpoint: str | Path, method: Method, top_k: int) -> str:
-    """Name of the folder of answers: the method and a hash of the checkpoint's files, the method's settings and what is kept."""
-    digest = hashlib.blake2b(json.dumps([VERSION, method.name, method.settings(), top_k], sort_keys=True).encode(), digest_size=8)
+def identity(checkpoint: str | Path, method: Method, top_k: int, given: Sequence[str] = ()) -> str:
+    """Name of the folder of answers: the method and a hash of the checkpoint's files, the method's settings, what is kept, and what was `given` in place of
+    videos and text tower."""
+    asked = [VERSION, method.name, method.settings(), top_k, *given]
+    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8)
     for name in ("config.json", "model.safetensors", "tokenizer.json", *(("calibration.json",) if method.name in ("model", "flat") else ())):
         path = Path(checkpoint) / name
         digest.update(name.encode())
@@ -56,7 +58,7 @@ def run(
         if kept is None:
             if progress is not None:
                 progress(done, len(items), f"encoding {item.name}")
-            video = grounder.encode(item.video)
+            video = video_of(grounder, item)
             if progress is not None:
                 progress(done, len(items), f"asking {item.name}")
             kept = ask(grounder, method, item, video, top_k, oracle)
@@ -65,6 +67,11 @@ def run(
         if progress is not None:
             progress(done + 1, len(items), item.name)
     return outcomes
+
+
+def video_of(grounder: Grounder, item: Item) -> EncodedVideo:
+    """The item's video, encoded; or its features, where there are these alone."""
+    return grounder.open_features(item.video, item.duration_s) if item.features else grounder.encode(item.video)
 
 
 def _read(path: Path, item: Item) -> list[Outcome] | None:

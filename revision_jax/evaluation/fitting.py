@@ -49,7 +49,7 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
     for done, item in enumerate(items):
         if progress is not None:
             progress(done, len(items), f"candidates of {item.name}")
-        video = grounder.encode(item.video)
+        video = exam.video_of(grounder, item)
         found = grounder.searcher.search(video.source, [q.query for q in item.questions])
         for question, one in zip(item.questions, found, strict=True):
             spans = moments.as_spans((c.start_s, c.end_s) for c in one.candidates)
@@ -76,7 +76,7 @@ def span_rule(grounder: Grounder, items: Sequence[Item], progress: Progress | No
     for done, item in enumerate(items):
         if progress is not None:
             progress(done, len(items), f"span rule, {item.name}")
-        video = grounder.encode(item.video)
+        video = exam.video_of(grounder, item)
         asked = [q for q in item.questions if q.truth]
         levels = frame_similarity(grounder.programs, video.source, [grounder.programs.question(q.query) for q in asked])
         for question, level in zip(asked, levels, strict=True):
@@ -103,7 +103,7 @@ def _asked(grounder: Grounder, method: baselines.Method, items: Sequence[Item], 
     for done, item in enumerate(items):
         if progress is not None:
             progress(done, len(items), f"{what} {item.name}")
-        outcomes += exam.ask(grounder, method, item, grounder.encode(item.video), top_k=5, oracle=False)
+        outcomes += exam.ask(grounder, method, item, exam.video_of(grounder, item), top_k=5, oracle=False)
     return outcomes
 
 

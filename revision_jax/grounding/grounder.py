@@ -26,6 +26,7 @@ from revision_jax.convert.load import load_state
 from revision_jax.data import video as files
 from revision_jax.data.features import FeatureStore, matches
 from revision_jax.data.frames import token_change
+from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding import answer as answers
@@ -34,12 +35,13 @@ from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.grounding.programs import Programs
+from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
 from revision_jax.stored_programs import stored_json, use_compile_cache
+from revision_jax.text_extraction import text_identity
 
-TEXT_TOKENIZER = "text_tokenizer"  # folder inside a checkpoint
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
 
 
@@ -50,14 +52,14 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A video and its features on disk. `size`: (height, width) in pixels that its frames are seen at, `patch_size` that the patch level sees them at, where it
-    has an encoder of its own. `seconds`: what encoding took, 0 from the cache."""
+    """A video and its features on disk. `size`: (height, width) in pixels that its frames are seen at, None where there are features alone; `patch_size`: that
+    the patch level sees them at, where it has an encoder of its own. `seconds`: what encoding took, 0 from the cache."""
 
     path: str
     duration_s: float
     fps: float
     source: Source = field(repr=False)
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     patch_size: tuple[int, int] | None = None
@@ -94,7 +96,7 @@ class Grounder:
         config = checkpoint.load_config(path)
         shipped = checkpoint.load(path, expected_shapes, dtype="bfloat16" if config.decoder.dtype == "bfloat16" else "float32")
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
-        text = Path(path) / TEXT_TOKENIZER
+        text = Path(path) / checkpoint.TEXT_TOKENIZER
         return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
 
     @classmethod
@@ -115,7 +117,7 @@ class Grounder:
         use_compile_cache(cache_dir / "xla")
         dtype = "bfloat16" if made.config.decoder.dtype == "bfloat16" else "float32"
         state = load_state(made.plans, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        text = assemble.tokenizer(made.files, assemble.TEXT_TOKENIZER)
+        text = assemble.tokenizer(made.files, checkpoint.TEXT_TOKENIZER)
         return cls(made.config, state, assemble.tokenizer(made.files), None, cache_dir, text)
 
     @property
@@ -157,6 +159,24 @@ class Grounder:
         own = None if self.config.patch_vision is None else extraction.frame_size(self.config, info, self.config.patch_encoder)
         return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds, own)
 
+    def open_features(self, store: str | Path, duration_s: float | None = None) -> EncodedVideo:
+        """A video of which there are features alone, such as MAD's: those of `data.encoder`, or of this model's own encoder. The patch level is left out.
+
+        duration_s: of the video, where it is known. Raises UserError for features of another encoder, rate or width, and for such that end before it.
+        """
+        found, config = FeatureStore(store), self.config
+        wanted = config.data.encoder
+        if not wanted:
+            wanted = self._encoder = self._encoder or extraction.encoder_identity(config, self.programs.state["params"])
+        found.require(None, wanted, config.grounding.rate, width=config.vision.output, duration_s=duration_s)
+        return EncodedVideo(str(store), duration_s or found.header.duration_s, 0.0, StoreSource(found), None, tuple(found.header.warnings))
+
+    def use_queries(self, store: str | Path) -> None:
+        """Takes the features of questions from a store, by their text, in place of the text tower. Raises UserError for those of another encoder."""
+        found, data = TextFeatureStore(store), self.config.data
+        found.require(data.query_encoder or data.encoder or text_identity(self.config, self.programs.state["params"]))
+        self.programs.queries = found
+
     def find(
         self, video: EncodedVideo | str | Path, queries: Sequence[str], *, top_k: int = 5, start_s: float | None = None, end_s: float | None = None,
         progress: Callable[[str, int, int], None] | None = None,
@@ -166,7 +186,7 @@ class Grounder:
         start, end = _stretch(video, start_s, end_s)
         if top_k < 1:
             raise UserError(f"top_k: must be at least 1, is {top_k}")
-        refine = lambda windows, level: self._patch_features(video, windows, level)
+        refine = None if video.size is None else lambda windows, level: self._patch_features(video, windows, level)
         return self.searcher.search(video.source, list(queries), start_s=start, end_s=end, top_k=top_k, refine=refine, progress=progress)
 
     def ground(
@@ -183,6 +203,11 @@ class Grounder:
             raise UserError(f"threshold: must lie in [0, 1], is {threshold}")
         found = self.find(video, queries, top_k=top_k, start_s=start_s, end_s=end_s, progress=progress)
         return [answers.answer(one, threshold, video.duration_s, {"encode": video.seconds}) for one in found]
+
+    def rank(self, videos: Sequence[EncodedVideo | str | Path], queries: Sequence[str]) -> list[list[RankedVideo]]:
+        """Which of the videos each question is about: all of them, best first. Raises ConfigError for a model without a level of whole videos."""
+        encoded = [video if isinstance(video, EncodedVideo) else self.encode(video) for video in videos]
+        return rank_videos(self.programs, [video.source for video in encoded], list(queries))
 
     def to_json(self, video: EncodedVideo, given: Iterable[Answer]) -> dict[str, Any]:
         """One video's part of the JSON that `launch.ground` writes."""

@@ -47,7 +47,7 @@ def applicable(levels: Sequence[LevelConfig], duration_s: float) -> tuple[LevelC
     Raises ConfigError if the order makes no sense (a nested level needs a sparse one below it, a patch level comes last).
     """
     check_order(levels)
-    kept = [level for level in levels if duration_s + EPSILON >= level.min_duration_s and not level.baseline]
+    kept = [level for level in levels if duration_s + EPSILON >= level.min_duration_s and level.searched]
     frames = next((level for level in kept if level.kind == "dense"), None)
     if frames is not None and duration_s <= frames.span_s + EPSILON:
         kept = [level for level in kept if level.kind not in WINDOW_KINDS]
@@ -56,8 +56,8 @@ def applicable(levels: Sequence[LevelConfig], duration_s: float) -> tuple[LevelC
 
 
 def check_order(levels: Sequence[LevelConfig]) -> None:
-    """Raises ConfigError where the tuple of levels cannot be run from coarse to fine. Baselines do not count, wherever they stand."""
-    levels = [level for level in levels if not level.baseline]
+    """Raises ConfigError where the tuple of levels cannot be run from coarse to fine. Levels that are no part of the search do not count."""
+    levels = [level for level in levels if level.searched]
     if not levels:
         raise ConfigError("grounding.levels: there are none; at least one level is needed to answer")
     rank = {"nested": 0, "sparse": 1, "dense": 2, "patch": 3}
@@ -110,15 +110,16 @@ def spanned(members: Sequence[Window]) -> Window:
     return Window(start, end, end - start)
 
 
-def slot_seconds(window: Window, count: int, first: int, last: int, end: str = "inclusive") -> tuple[float, float]:
-    """Frames `first` to `last` of a window as seconds, cut at the window's end. `end`: what the numbers name (`PromptConfig.end`).
+def slot_seconds(window: Window, count: int, first: int, last: int, end: str = "inclusive", sampling: str = "even") -> tuple[float, float]:
+    """Frames `first` to `last` of a window as seconds, cut at the window's end. `end`: what the numbers name (`PromptConfig.end`), `sampling`: which
+    frames the slots show (`LevelConfig.sampling`); numbers that are instants mean seconds by themselves, whatever the slots show.
 
     Labels are made by `data.windows.frame_span` (the first and last frame that show the moment) and read back by its inverse, half a slot wider on both
     sides. Window at 100 s, 120 s long, 120 frames: "from 12 to 31 ." is [111.5, 131.5]. Where a frame stands for the time up to the next one
     (exclusive) it is [112, 132], where the numbers are instants [112, 131]; an instant alone is widened by one to both sides, and the window's very
     last one, which is what an event beyond the window rounds to, comes back empty.
     """
-    rate = count / window.span_s
+    rate = (count - 1 if sampling == "linspace" and end != "instant" and count > 1 else count) / window.span_s
     start, stop = span_seconds(first, last, window.start_s, rate)
     if end != "inclusive":
         lone = end == "instant" and first == last < count - 1

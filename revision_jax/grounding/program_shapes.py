@@ -29,7 +29,7 @@ class ProgramShape:
 
 
 def program_shapes(functions: LevelFunctions, state: dict) -> Iterator[ProgramShape]:
-    """The programs of `Grounder.ground`, each in the order in which a search comes to it. Levels kept as a baseline are no part of it.
+    """The programs of `Grounder.ground`, each in the order in which a search comes to it. Levels that are no part of a search need none.
 
     state: arrays or `jax.ShapeDtypeStruct` (`revision.abstract_state`). The image encoder's programs are `extraction.encoder_shapes`.
     """
@@ -38,7 +38,7 @@ def program_shapes(functions: LevelFunctions, state: dict) -> Iterator[ProgramSh
     yield ProgramShape("question", "", (ids, _bools(*ids.shape)))
     asked = jax.tree.map(lambda x: _like(x, x.shape[1:]), jax.eval_shape(functions.question, state, ids, _bools(*ids.shape)))
     for level in grounding.levels:
-        if not level.baseline:
+        if level.searched:
             yield from {"sparse": _sparse, "nested": _nested, "dense": _dense, "patch": _patch}[level.kind](functions, state, level, asked)
 
 

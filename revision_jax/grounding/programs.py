@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
-from revision_jax.data.prompts import clean_query, encode_prompt, encode_query
+from revision_jax.data.prompts import clean_query, encode_query, encode_question
+from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding.generate import Decoded
@@ -67,6 +68,7 @@ class Programs:
         self.state = jax.device_put(state)
         self.calls = 0
         self._stored: dict[tuple[str, str], StoredProgram] = {}
+        self.queries: TextFeatureStore | None = None  # features of questions by their text, in place of the text tower
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,15 +97,27 @@ class Programs:
     # -------------------------------------------------------------------------------------------------------------------- question
 
     def question(self, text: str) -> Question:
-        """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words."""
+        """Encodes a question. Raises UserError for an empty one, one that is too long or holds reserved words, and one that `queries` does not hold."""
         config = self.config
         if len(clean_query(text)) > LONGEST_QUERY:  # counted apart from tokens: a word tokenizer takes any run of letters for one
             raise UserError(f"query has {len(text)} characters, at most {LONGEST_QUERY}: {text[:40]!r}...")
+        after = {level.name: encode_question(self.tokenizer, level.prompt, text, config.grounding.prompt_len) for level in config.grounding.levels}
+        if self.queries is not None:
+            return Question(text, *self._stored_question(text), after)
         ids, mask = encode_query(self.text_tokenizer, text, config.grounding.query_len, config.text.suffix)
-        after = {level.name: encode_prompt(self.tokenizer, level.prompt, text, config.grounding.prompt_len)[1:] for level in config.grounding.levels}
         out = self.run("question", "", ids[None], mask[None])
         motion = None if out["motion"] is None else np.asarray(out["motion"])[0]
         return Question(text, np.asarray(out["tokens"])[0], mask, np.asarray(out["vectors"])[0], motion, after)
+
+    def _stored_question(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """(tokens, mask, vectors, motion) of a question from the store of text features; zeros for vectors that it does not have."""
+        config = self.config
+        found = self.queries.features(clean_query(text))
+        tokens = found["tokens"][: config.grounding.query_len].astype(np.float32)
+        fill = config.grounding.query_len - len(tokens)
+        vectors = found.get("vectors", np.zeros((1 + config.text.phrases, config.text.projection), np.float32)).astype(np.float32)
+        motion = found.get("motion", np.zeros(2, np.float32)).astype(np.float32) if config.text.motion else None
+        return np.pad(tokens, ((0, fill), (0, 0))), np.arange(config.grounding.query_len) < len(tokens), vectors, motion
 
     def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray | None]:
         stack = lambda values: np.stack(list(values))

@@ -57,8 +57,9 @@ def span_grammar(tokenizer: Tokenizer, prompt: PromptConfig, count: int) -> Gram
 @functools.lru_cache(maxsize=32)
 def _span_grammar(tokenizer: Tokenizer, answer: str, absent: str, digits: int, end: str, count: int) -> Grammar:
     prompt = PromptConfig(answer=answer, absent=absent, digits=digits, end=end)
-    paths = {tuple(tokenizer.encode(answer_text(prompt, (s, e)))): (s, e) for s in range(count) for e in range(s, count)}
-    if len(paths) != count * (count + 1) // 2:
+    spans = [(s, e) for s in range(count) for e in range(s, s + 1 if end == "single" else count)]
+    paths = {tuple(tokenizer.encode(answer_text(prompt, span))): span for span in spans}
+    if len(paths) != len(spans):
         raise ConfigError(f"prompt.answer: {answer!r} gives the same tokens for different spans; the tokenizer does not know the numbers up to {count - 1}")
     return _compile(tokenizer, paths, tuple(tokenizer.encode(absent)), "prompt.absent")
 
@@ -141,11 +142,12 @@ def parse(prompt: PromptConfig, text: str) -> Parsed:
     """Numbers of an answer in plain text, from constrained or free decoding: "From 12 to 31.", any case, blanks and final period optional.
 
     Returns ("span", first, last), "absent", or None where the text is neither, or names an end before its start. `last` counts, whatever
-    `prompt.end` says: "From 3 to 5." is ("span", 3, 4) where the end is exclusive.
+    `prompt.end` says: "From 3 to 5." is ("span", 3, 4) where the end is exclusive, and "In video 3" is ("span", 3, 3).
     """
     found = _span_pattern(prompt.answer).search(text)
     if found:
-        start, end = int(found["start"]), int(found["end"]) - (prompt.end == "exclusive")
+        numbers = found.groupdict()
+        start, end = int(numbers["start"]), int(numbers.get("end", numbers["start"])) - (prompt.end == "exclusive")
         return ("span", start, end) if start <= end else None
     return "absent" if _literal(prompt.absent).search(text) else None
 

@@ -152,6 +152,18 @@ class Searcher:
         self._frame_level(source, level, asked, windows, 0.0, source.duration_s, lambda done, of: None)
         return [self._found(a, top_k) for a in asked]
 
+    def rank(self, source: Source, queries: Sequence[str | Question]) -> list[list[Ranked]]:
+        """Every window of the coarsest sparse level for each question, best first: what a search of the whole film would rank, before any is dropped.
+
+        Raises ConfigError where there is no sparse level.
+        """
+        level = next((level for level in self.config.grounding.levels if level.kind == "sparse" and level.searched), None)
+        if level is None:
+            raise ConfigError("grounding.levels: there is no sparse level to rank windows by")
+        asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
+        self._window_level(source, level, [level], asked, 0.0, source.duration_s, lambda done, of: None)
+        return [a.traces[-1].windows for a in asked]
+
     def flat(self, source: Source, queries: Sequence[str | Question], *, level: str | None = None, top_k: int = 5) -> list[Found]:
         """The baseline that VTimeLLM stands for: one pass, the whole film resampled to the tokens of a frame level.
 
@@ -213,7 +225,7 @@ class Searcher:
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
                 share = min(float(named[w]), 1.0)
-                score = (float(sure.sigmoid(present)) * share + RETRIEVAL * float(tokens.level[w, 0])) / (1.0 + RETRIEVAL)
+                score = rank_score(present, share, float(tokens.level[w, 0]))
                 entry = Ranked(window, score, present, max(math.log(share), -CLIP) if share > 0 else -CLIP)
                 if window not in ranked[number] or entry.score > ranked[number][window].score:
                     ranked[number][window] = entry
@@ -234,7 +246,7 @@ class Searcher:
         everything = sorted({w for windows in missing for w in windows})
         parts = [everything[i : i + level.tokens] for i in range(0, len(everything), level.tokens)]
         for done, part in enumerate(parts):
-            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names))
+            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names, level.sampling))
             for number, a in enumerate(asked):
                 wanted = set(missing[number])
                 if not wanted.intersection(part):
@@ -270,7 +282,7 @@ class Searcher:
                 valid = int(np.asarray(entries[row]["valid"]).sum())
                 best[number, window] = 0.0
                 for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
-                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end, level.sampling)
                     low, high = max(low, start_s), min(high, end_s)
                     if high <= low:
                         continue
@@ -293,7 +305,7 @@ class Searcher:
         found = {key: self.prefixes.get(key) for key in wanted}
         missing = [key for key, entry in found.items() if entry is None]
         if missing:
-            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names)
+            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names, level.sampling)
             questions = [wanted[key][1] for key in missing] if reads else None
             for key, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True):
                 found[key] = entry
@@ -333,7 +345,7 @@ class Searcher:
                 spans = self._spans(level, decoded, row, valid, trace)
                 if present > 0.5 and spans:
                     s, e, _ = spans[0]
-                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end)
+                    low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end, level.sampling)
                     candidate = a.candidates[which]
                     # A span that touches the window's edge goes on beyond it: it says nothing about where this boundary lies.
                     seen = s > 0 if side == 0 else e < valid - 1
@@ -408,6 +420,11 @@ class Searcher:
             if trace.level.kind == "dense":
                 trace.kept = sorted({m.window for m in moments if m.window is not None})
         return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
+
+
+def rank_score(present: float, named: float, similarity: float) -> float:
+    """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity."""
+    return (float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + RETRIEVAL * similarity) / (1.0 + RETRIEVAL)
 
 
 def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:

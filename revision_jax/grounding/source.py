@@ -1,6 +1,6 @@
 """Where the search reads features: a store on disk or arrays in memory, gathered into the fixed slots of a level's windows.
 
-Frame i is the tick i / rate. A slot takes the stored frame nearest to its time (`data.windows.grid_index`), as in training.
+Frame i is the tick i / rate. Which frame a slot shows is the level's `sampling` (`data.windows.slot_frames`), as in training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from revision_jax.data.features import FeatureStore
-from revision_jax.data.windows import grid_index, slot_times
+from revision_jax.data.windows import slot_frames
 from revision_jax.grounding.levels import EPSILON, Window
 
 
@@ -64,13 +64,16 @@ class ArraySource:
 
 
 def gather(
-    source: Source, windows: Sequence[Window], slots: int, names: Sequence[str]
+    source: Source, windows: Sequence[Window], slots: int, names: Sequence[str], sampling: str = "even"
 ) -> tuple[dict[str, Shaped[np.ndarray, "W T ..."]], Bool[np.ndarray, "W T"]]:
     """Arrays of `slots` frames of each window (zeros where there is none), and which of them exist. Reads each stretch of the film once."""
-    times = np.stack([slot_times(w.start_s, w.span_s, slots) for w in windows])
-    index = grid_index(times, source.rate)
-    ends = np.asarray([w.end_s for w in windows])[:, None]
-    valid = (index >= 0) & (index < source.frames) & (times < ends - EPSILON)
+    starts, spans, ends = (np.asarray([getattr(w, name) for w in windows], np.float64)[:, None] for name in ("start_s", "span_s", "end_s"))
+    index = slot_frames(starts[:, 0], spans[:, 0], slots, source.rate, source.frames, sampling)
+    if sampling == "even":
+        inside = starts + np.arange(slots) * (spans / slots) < ends - EPSILON
+    else:  # the end is included
+        inside = index / source.rate <= ends + EPSILON
+    valid = (index >= 0) & (index < source.frames) & inside
     arrays: dict[str, np.ndarray] = {}
     for members, first, stop in _stretches(index, valid):
         _, part = source.read_frames(first, stop, names)

@@ -7,6 +7,7 @@ was at, and a second call costs nothing. Rendering runs in worker processes (the
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -15,17 +16,19 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data.corpus import Corpus, TrainVideo
 from revision_jax.data.datasets import registry
 from revision_jax.data.datasets.build import examples, find
-from revision_jax.data.datasets.corpus import train_videos
+from revision_jax.data.datasets.corpus import BEHIND, train_videos
 from revision_jax.data.features import FeatureStore, matches
 from revision_jax.data.synthetic.script import split_script
 from revision_jax.data.synthetic.write import write
+from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.video import content_hash
 from revision_jax.errors import UserError
 from revision_jax.extraction import encoder_identity, extract
+from revision_jax.text_extraction import text_identity
 
 Report = Callable[[str, int, int], None]  # (what is being done, films done, films in all)
 
@@ -52,8 +55,8 @@ def _store(film: Path, config: ExperimentConfig, params: dict, path: Path, rate:
     return extract(film, config, params, path, rate=rate, encoder=encoder)
 
 
-def built_corpus(config: ExperimentConfig, report: Report | None = None) -> Corpus:
-    """The train split of the built dataset that `config.data` names, with its feature stores.
+def built_corpus(config: ExperimentConfig, params: dict, report: Report | None = None) -> Corpus:
+    """The train split of the built dataset that `config.data` names, with its feature stores: made by `data.encoder`, or by the encoder in params.
 
     Raises ConfigError where `data` does not say where these are, UserError for a dataset that was not built and for videos without usable features.
     """
@@ -65,10 +68,36 @@ def built_corpus(config: ExperimentConfig, report: Report | None = None) -> Corp
         if not getattr(data, field):
             raise ConfigError(f"data.{field}: must name {what} for dataset {data.dataset!r}")
     built = find(data.root, name, preset)
-    videos, counts = train_videos(config, examples(built, "train"), data.features, data.on_missing)
+    videos, counts = train_videos(config, examples(built, "train"), data.features, data.on_missing, data.encoder or encoder_identity(config, params))
     if report is not None:
-        report(f"{data.dataset}: {', '.join(f'{number} videos {what}' for what, number in counts.items())}", counts["used"], sum(counts.values()))
+        lost = counts.pop(BEHIND, 0)
+        said = [*(f"{number} videos {what}" for what, number in counts.items()), *([f"{lost} {BEHIND}"] if lost else [])]
+        report(f"{data.dataset}: {', '.join(said)}", counts["used"], sum(counts.values()))
     return Corpus(videos)
+
+
+def stage_corpus(config: ExperimentConfig, stage: StageConfig) -> ExperimentConfig:
+    """The config of the corpus that a stage reads: its own features where it names some. Raises ConfigError where it says half of it."""
+    rate, features = stage.examples.rate, stage.examples.features
+    if not rate and not features:
+        return config
+    where = f"stages.{stage.name}.examples"
+    if config.data.dataset == "synthetic":
+        raise ConfigError(f"{where}.rate: the rendered world's features have one rate, grounding.rate; leave it 0")
+    if rate and not features and rate != config.grounding.rate:
+        raise ConfigError(f"{where}.features: must name the folder of stores with {rate:g} frames a second (or set {where}.rate=0 to use data.features)")
+    data = dataclasses.replace(config.data, features=features or config.data.features)
+    return dataclasses.replace(config, data=data, grounding=dataclasses.replace(config.grounding, rate=rate or config.grounding.rate))
+
+
+def query_store(config: ExperimentConfig, params: dict) -> TextFeatureStore | None:
+    """The features of queries that `data.queries` names; None where the text tower makes them. Raises UserError for those of another encoder."""
+    data = config.data
+    if not data.queries:
+        return None
+    store = TextFeatureStore(data.queries)
+    store.require(data.query_encoder or data.encoder or text_identity(config, params))
+    return store
 
 
 def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report: Report | None = None, workers: int = 2) -> Corpus:
@@ -79,7 +108,7 @@ def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report:
     """
     data = config.data
     if data.dataset != "synthetic":
-        return built_corpus(config, report)
+        return built_corpus(config, params, report)
     patch = next((level for level in config.grounding.levels if level.kind == "patch"), None)
     patch_videos = data.patch_videos if patch is not None else 0
     root = Path(workdir) / "corpus"

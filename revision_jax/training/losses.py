@@ -159,7 +159,7 @@ def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, ba
     """Next-token cross-entropy on the answer alone, for one level's batch."""
     level = config.grounding.level(stage.level)
     state = _encoders_frozen(state)
-    text = revision.encode_text(config, state["params"], batch["query_ids"], batch["query_mask"])
+    text = query_features(config, state["params"], batch)
     visual = level_visual(config, state, level.name, batch, text, batch["query_mask"], constants["number_ids"])
     logits = revision.answer_logits(
         config, state, level.name, visual, constants["before_ids"], batch["after_ids"], batch["after_mask"], batch["answer_ids"], key=key
@@ -168,6 +168,14 @@ def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, ba
     # The first token decides between a span and "not present": told apart because it is learnt last.
     first = jnp.argmax(logits[:, 0], -1) == batch["answer_ids"][:, 0]
     return loss, {"accuracy": accuracy, "decision": jnp.mean(first.astype(jnp.float32))}
+
+
+def query_features(config: ExperimentConfig, params: dict, batch: dict) -> dict:
+    """What the text tower says about the batch's queries (`revision.encode_text`), or what was stored of it (`data.queries`)."""
+    if "query_tokens" not in batch:
+        return revision.encode_text(config, params, batch["query_ids"], batch["query_mask"])
+    stored = {name: batch[f"query_{name}"].astype(jnp.float32) for name in ("tokens", "vectors")}
+    return {**stored, "motion": batch["query_motion"].astype(jnp.float32) if config.text.motion else None}
 
 
 def level_visual(

@@ -18,12 +18,13 @@ from revision_jax.data.curriculum import Curriculum
 from revision_jax.data.pipeline import Examples
 from revision_jax.data.pretraining import PretrainSource
 from revision_jax.data.synthetic.language import vocabulary_sentences
+from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.models.revision import abstract_state, init_state
 from revision_jax.training.conversation_loss import conversation_loss
 from revision_jax.training.conversations import conversation_source, mixture
-from revision_jax.training.corpus import Report, prepare
+from revision_jax.training.corpus import Report, prepare, query_store, stage_corpus
 from revision_jax.training.loop import Task
 from revision_jax.training.losses import stage_loss
 from revision_jax.training.step import Loss
@@ -50,22 +51,25 @@ def _prompt_texts(config: ExperimentConfig) -> list[str]:
     return [text.replace("{query}", "").replace("{start}", "").replace("{end}", "") for text in texts]
 
 
-def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str) -> dict:
+def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str, stage: StageConfig | None = None) -> dict:
     """What a level's programs need of the tokenizer: number_ids Int[M] (the id of each number it can name), before_ids Int[A], caption_id.
 
-    Raises ConfigError where `decoder.time="token"` meets a tokenizer without one token for each number.
+    stage: whose windows and prompt count, where they are not the level's. Raises ConfigError where `decoder.time="token"` meets a tokenizer without one token
+    for each number.
     """
     chosen = config.grounding.level(level)
+    count = max(chosen.tokens, stage.examples.frames if stage else 0)
+    prompt = chosen.prompt if stage is None or stage.prompt is None else stage.prompt
     numbers = []
-    for number in range(chosen.tokens):
+    for number in range(count):
         ids = tokenizer.encode(str(number))
         if len(ids) != 1 and config.decoder.time == "token":
-            raise ConfigError(f"decoder.time: 'token' needs every number up to {chosen.tokens - 1} to be one token; {number} is {len(ids)}; use 'sinusoidal'")
+            raise ConfigError(f"decoder.time: 'token' needs every number up to {count - 1} to be one token; {number} is {len(ids)}; use 'sinusoidal'")
         numbers.append(ids[0])
     start = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     return {
         "number_ids": jnp.asarray(numbers, jnp.int32),
-        "before_ids": jnp.asarray(prompts.before_ids(tokenizer, chosen.prompt), jnp.int32),
+        "before_ids": jnp.asarray(prompts.before_ids(tokenizer, prompt), jnp.int32),
         "caption_id": start,
     }
 
@@ -83,12 +87,13 @@ def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | P
     wrong = checkpoint.mismatches({name: value.shape for name, value in common.items()}, {name: wanted[name] for name in common})
     if wrong or not common:
         raise UserError(f"{directory}: {'; '.join(wrong) or 'no tensor of it is part of the model'}; begin from a checkpoint of this config")
-    file = Path(workdir) / "tokenizer.json"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(shipped.tokenizer, file)
-    elif file.read_bytes() != shipped.tokenizer.read_bytes():
-        raise UserError(f"{file}: is not the tokenizer of {directory}; use another work directory")
+    for name, theirs in checkpoint.tokenizer_files(Path(directory)).items():
+        ours = Path(workdir) / name
+        if not ours.exists():
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(theirs, ours)
+        elif ours.read_bytes() != theirs.read_bytes():
+            raise UserError(f"{ours}: is not the tokenizer of {directory}; use another work directory")
 
     def load_state(shardings: Mapping) -> dict:
         fresh = jax.jit(lambda: init_state(config, jax.random.key(config.train.seed)), out_shardings=shardings)()
@@ -107,11 +112,13 @@ def make_task(
     """
     load_state = None if begin is None else begin_from(config, begin, workdir, parts)
     tokenizer = make_tokenizer(config, workdir)
+    text = Path(workdir) / checkpoint.TEXT_TOKENIZER
+    text_tokenizer = Tokenizer.load(text) if text.is_dir() else tokenizer
     if tokenizer.vocab_size > config.decoder.vocab:
         raise ConfigError(f"decoder.vocab: {config.decoder.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
-    if config.text is not None and tokenizer.vocab_size > config.text.vocab:
-        raise ConfigError(f"text.vocab: {config.text.vocab} is smaller than the tokenizer's {tokenizer.vocab_size} tokens")
-    corpora: dict[str, Corpus] = {}
+    if config.text is not None and text_tokenizer.vocab_size > config.text.vocab:
+        raise ConfigError(f"text.vocab: {config.text.vocab} is smaller than the {text_tokenizer.vocab_size} tokens of the text tower's tokenizer")
+    read: dict[str, tuple[Corpus, TextFeatureStore | None]] = {}  # by stage
 
     def check(stage: StageConfig) -> None:
         if stage.task == "conversation":
@@ -120,20 +127,21 @@ def make_task(
 
     def before_stage(stage: StageConfig, state: dict) -> None:
         if stage.task not in ("pretrain", "language", "conversation"):
-            corpora["train"] = prepare(config, state["params"], workdir, report)
+            read[stage.name] = prepare(stage_corpus(config, stage), state["params"], workdir, report), query_store(config, state["params"])
 
     def make_examples(stage: StageConfig) -> Examples:
         if stage.task == "conversation":
             return conversation_source(config, stage, tokenizer, report)
         if stage.task in ("pretrain", "language"):
             return PretrainSource(config, stage, tokenizer, config.train.seed)
-        return Curriculum(config, stage, corpora["train"], tokenizer, config.train.seed)
+        corpus, queries = read.pop(stage.name)
+        return Curriculum(config, stage, corpus, tokenizer, config.train.seed, text_tokenizer, queries)
 
     def make_loss(stage: StageConfig) -> Loss:
         if stage.task == "conversation":
             return lambda state, batch, key: conversation_loss(config, stage, state, batch)
         dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
-        return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense))
+        return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense, stage))
 
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
     return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state, check=check)

@@ -7,6 +7,7 @@ import numpy as np
 from revision_jax.data.features import FeatureHeader
 
 E, N = 8, 4
+BLOCK = 60  # frames
 
 
 class MemoryStore:
@@ -23,14 +24,15 @@ class MemoryStore:
         frame[:, 0], frame[:, 1] = number, int(film)
         tokens = np.repeat(frame[:, None], N, 1)
         self.data = {"frame": frame, "tokens": tokens, "change": tokens[..., 0]}
-        self.reads = 0
+        self.starts = np.minimum(np.arange(0, self.frames + BLOCK, BLOCK), self.frames)
+        self.regular = True
+        self.reads: list[tuple[str, int, int]] = []  # array, first frame, frames
 
-    def times(self) -> np.ndarray:
-        return np.arange(self.frames) / self.header.rate
-
-    def read_frames(self, first: int, stop: int, names: tuple) -> tuple:
-        self.reads += 1
-        return self.times()[first:stop], {name: self.data[name][first:stop] for name in names}
+    def read_block(self, name: str, block: int, low: int, high: int, scratch: np.ndarray) -> tuple[np.ndarray, int]:
+        assert self.starts[block] <= low < high <= self.starts[block + 1]
+        self.reads.append((name, low, high - low))
+        scratch[: high - low] = self.data[name][low:high]
+        return scratch[: high - low], low
 
 
 def store_path(film: int, seconds: float, rate: float = 1.0) -> Path:

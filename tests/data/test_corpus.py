@@ -5,15 +5,16 @@ import pytest
 
 from configs.tiny import get_config
 from revision_jax.config import override
-from revision_jax.data.corpus import Corpus, Film, TrainQuestion, TrainVideo, _Cache
+from revision_jax.data import corpus as corpus_module
+from revision_jax.data.corpus import Corpus, Film, TrainQuestion, TrainVideo
 from revision_jax.data.features import FeatureHeader, FeatureWriter
 from revision_jax.errors import UserError
 from tests.data.memory_store import MemoryStore, store_path
 
 
-def film(seconds=1000.0, rate=1.0, limit=1 << 30):
+def film(seconds=1000.0, rate=1.0):
     store = MemoryStore(store_path(3, seconds, rate))
-    return Film(store, _Cache(limit)), store
+    return Film(store), store
 
 
 def test_gather_gives_the_frames_asked_for_and_zeros_outside():
@@ -25,25 +26,34 @@ def test_gather_gives_the_frames_asked_for_and_zeros_outside():
         real = (index >= 0) & (index < 1000)
         np.testing.assert_array_equal(got[real], store.data["tokens"][index[real]])
         assert not got[~real].any()
+        place = np.full((*index.shape, 4, 8), 7.0, np.float32)
+        assert reader.gather(index, "tokens", place) is place
+        np.testing.assert_array_equal(place, got)
 
 
-def test_blocks_are_read_once_while_they_fit_and_again_when_they_were_dropped():
+def test_windows_that_overlap_read_each_block_once():
     reader, store = film()
-    reader.gather(np.arange(1000), "frame")
-    reads = store.reads
-    reader.gather(np.arange(1000)[::-1], "frame")
-    assert store.reads == reads == 5  # blocks of 240 s
-    small, store = film(limit=2 * 240 * 8 * 4)
-    for _ in range(2):
-        np.testing.assert_array_equal(small.gather(np.arange(1000), "frame"), store.data["frame"])
-    assert store.reads == 10 and small._cache.bytes <= small._cache.limit
+    index = np.arange(100)[:, None] * 5 + np.arange(0, 120, 3)  # frames 0 to 612
+    np.testing.assert_array_equal(reader.gather(index, "frame"), store.data["frame"][index])
+    assert store.reads == [("frame", 60 * block, 60) for block in range(11)]
 
 
-def test_unit_frames_have_unit_length():
+def test_likeness_is_the_cosine_to_the_events_mean_direction(monkeypatch):
     reader, store = film()
-    unit = reader.unit_frames()
-    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(unit * np.linalg.norm(store.data["frame"], axis=1, keepdims=True), store.data["frame"], rtol=1e-4)
+    event = (np.arange(1000) >= 300) & (np.arange(1000) < 310)
+    unit = store.data["frame"] / np.linalg.norm(store.data["frame"], axis=1, keepdims=True)
+    for piece in (64, 4096):
+        monkeypatch.setattr(corpus_module, "PIECE", piece)
+        np.testing.assert_allclose(reader.likeness(event), unit @ unit[event].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_only_so_many_files_are_open(monkeypatch):
+    monkeypatch.setattr(corpus_module, "OPEN_FILMS", 2)
+    opened = []
+    corpus = Corpus([TrainVideo(str(i), 60.0, store_path(i, 60.0)) for i in range(3)], open_store=lambda path: opened.append(path) or MemoryStore(path))
+    for number in (0, 1, 0, 2, 0, 1):
+        assert corpus.film(number).gather(np.array([5]), "frame")[0, 1] == number
+    assert len(opened) == 4 and len(corpus._films) == 2  # film 1 was closed, being the one that was read longest ago
 
 
 def write_store(path, config, names=("frame", "tokens", "change"), seconds=70):

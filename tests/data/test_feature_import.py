@@ -194,13 +194,13 @@ def queries():
 def test_query_tokens(tmp_path):
     content = queries()
     values = {key: npz(token_features=tokens, cls_features=tokens[:1, :4]) for key, tokens in content.items()}
-    texts = {key: f"query {key}." for key in content} | {"4": "query 3."}
+    texts = {key: f"Query {key}." for key in content} | {"4": "query 3"}  # found by the text as it is asked, and these two are one
     result = import_queries(LmdbSource(lmdb_of(tmp_path / "lmdb", values)), tmp_path / "q", encoder=CLIP_L14, width=D, queries=texts, max_tokens=5)
     assert str(result) == "4 written, 1 kept"
     store = TextFeatureStore(tmp_path / "q")
     store.require(CLIP_L14)
     for key in "0123":
-        found = store.read(f"query {key}.")
+        found = store.features(f"query {key}")
         np.testing.assert_array_equal(found["tokens"], content[key][:5].astype(np.float16))
         np.testing.assert_array_equal(found["vectors"], content[key][:1, :4].astype(np.float16))
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from revision_jax.data import features
+from revision_jax.data import features, record_layout, records
 from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter, differences, matches
 from revision_jax.errors import UserError
 
@@ -86,16 +86,86 @@ def test_any_rate_and_block_and_chunking(tmp_path, rate, block_s, count, chunk):
     np.testing.assert_array_equal(store.read(third / rate, 2 * third / rate)[0], times[third : 2 * third])
 
 
-def test_only_the_needed_records_are_read(written, monkeypatch):
-    store = FeatureStore(written[0].path)
+def asked_of(store, monkeypatch):
+    """The records that are read from now on, as (block, array), and the bytes of each."""
     asked = []
-    plain = store._read
-    monkeypatch.setattr(store, "_read", lambda records: asked.extend(records) or plain(records))
+    plain = record_layout.read
+
+    def read(file, position, *buffers):
+        record = int(np.searchsorted(store._places[0], position, "right")) - 1
+        asked.append((*divmod(record, len(store._names)), sum(map(len, buffers))))
+        plain(file, position, *buffers)
+
+    monkeypatch.setattr(record_layout, "read", read)
+    return asked
+
+
+def test_only_the_needed_records_are_read(written, monkeypatch):
+    """Two of the four arrays of the blocks that a window lies in: nothing else is asked of the file."""
+    store = FeatureStore(written[0].path)
+    asked = asked_of(store, monkeypatch)
+    frame, times = (store._names.index(name) for name in ("frame", "times"))
     store.read(70, 110, names=["frame"])
-    assert len(asked) == 2  # the frame vectors and the times of one block of six
+    assert [record[:2] for record in asked] == [(1, frame), (1, times)]
+    assert asked[0][2] - 60 * 8 * 2 < 200  # its numbers, and what the record says about itself
+    asked.clear()
+    store.read(80, 90, names=["frame"])  # the block is known to be right now: of its 60 frames the ten
+    assert [record[:2] for record in asked] == [(1, frame), (1, times)] and [record[2] for record in asked] == [10 * 8 * 2, 10 * 8]
     asked.clear()
     store.read(110, 130)
     assert len(asked) == 2 * 4
+
+
+def test_blocks_go_straight_into_the_array_that_they_are_wanted_in(written, monkeypatch):
+    store, _, arrays = written
+    filled = []
+    plain = record_layout.read
+    monkeypatch.setattr(record_layout, "read", lambda file, position, front, data: filled.append(data.ctypes.data) or plain(file, position, front, data))
+    out = np.empty((190, 3, 8), np.float16)
+    store.read_into("tokens", 50, out)
+    np.testing.assert_array_equal(out, arrays["tokens"][50:240])
+    inside = [address for address in filled if out.ctypes.data <= address < out.ctypes.data + out.nbytes]
+    assert len(filled) == 4  # frames 50 to 60 come through a block of their own
+    assert inside == [out[10 + 60 * block :].ctypes.data for block in range(3)]
+
+
+def test_a_regular_store_knows_its_times(tmp_path):
+    times, arrays = sample(200)
+    assert not write(tmp_path / "late", HEADER, times, arrays).regular
+    store = write(tmp_path / "regular", dataclasses.replace(HEADER, rate=3.0), np.arange(200) / 3.0, arrays)
+    assert store.regular
+    np.testing.assert_array_equal(store.times(), np.arange(200) / 3.0)
+    np.testing.assert_array_equal(store.read_frames(70, 90)[0], np.arange(70, 90) / 3.0)
+
+
+@pytest.mark.parametrize("what", ["no sums", "compressed", "no preadv"])
+def test_what_cannot_be_read_straight_is_read_all_the_same(tmp_path, monkeypatch, what):
+    times, arrays = sample(150)
+    if what == "no sums":  # as stores were written before
+        plain = records.pack
+        cut = lambda magic, about, data=b"": plain(magic, {key: value for key, value in about.items() if key not in ("sum", "sums", "regular")}, data)
+        monkeypatch.setattr(records, "pack", cut)
+    if what == "compressed":  # records lie elsewhere then
+        monkeypatch.setattr(features, "WRITER_OPTIONS", "group_size:1,zstd:3")
+        arrays = {name: np.zeros_like(array) for name, array in arrays.items()}
+    store = write(tmp_path / "a", HEADER, times, arrays)
+    monkeypatch.undo()
+    if what == "no preadv":
+        monkeypatch.setattr(record_layout, "AVAILABLE", False)
+    got_times, got = FeatureStore(store.path).read(30, 140)
+    np.testing.assert_array_equal(got_times, times[30:140])
+    np.testing.assert_array_equal(got["tokens"], arrays["tokens"][30:140])
+
+
+def test_a_flipped_bit_is_told(written, tmp_path):
+    store = written[0]
+    place = int(store._places[0][store._names.index("frame")]) + 24 + 400  # inside of the first block's numbers
+    data = bytearray(store.path.read_bytes())
+    data[place] ^= 4
+    (tmp_path / "bad").write_bytes(data)
+    with pytest.raises(UserError, match=r"damaged feature store \(block 0 of frame\)"):
+        FeatureStore(tmp_path / "bad").read(0, 10, ["frame"])
+    np.testing.assert_array_equal(FeatureStore(tmp_path / "bad").read(70, 80, ["frame"])[1]["frame"], written[2]["frame"][70:80])
 
 
 def test_values_are_cast_and_infinity_stays(tmp_path):
@@ -226,30 +296,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stdout and "File too large" in done.stdout and done.stdout.count("\n") == 1
     assert os.listdir(tmp_path) == []
-
-
-def test_what_a_window_costs(written, monkeypatch):
-    """Two of the four arrays of the one block that a window lies in: nothing else is asked of the file, and no whole-file read happens on opening."""
-    touched = []
-
-    class Counting:
-        def __init__(self, reader):
-            self.reader = reader
-
-        def read(self, *numbers):
-            touched.append(numbers)
-            return self.reader.read(*numbers)
-
-        def __getattr__(self, name):
-            return getattr(self.reader, name)
-
-    monkeypatch.setattr(features, "ArrayRecordReader", lambda *arguments, plain=features.ArrayRecordReader: Counting(plain(*arguments)))
-    store = FeatureStore(written[0].path)
-    assert touched == [([store._reader.num_records() - 1],)]  # the header
-    touched.clear()
-    store.read(130, 170, names=["frame"])
-    names = [*HEADER.arrays, "times"]
-    assert touched == [([2 * len(names) + names.index("frame"), 2 * len(names) + names.index("times")],)]
 
 
 def test_what_does_not_fit_a_model_or_an_annotation_is_told(written):

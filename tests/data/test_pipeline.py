@@ -87,6 +87,39 @@ def test_examples_may_collate_themselves():
     assert [batch["sum"].tolist() for batch in batches(Pairs(), batch=2, steps=2)] == [[1], [5]]
 
 
+class Filled:
+    """Examples that write themselves into their row."""
+
+    shapes = {"index": ((), "int64"), "x": ((2, 3), "float16"), "none": ((0, 4), "float16")}  # noqa: RUF012
+
+    def example(self, index):
+        out = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.shapes.items()}
+        self.fill(index, out)
+        return out
+
+    def fill(self, index, out):
+        assert not out["x"].any()
+        out["index"][...], out["x"][:] = index, index
+
+
+def check_filled(stream, batch, steps, start=0):
+    for step, made in zip(range(start, steps), stream, strict=True):
+        assert made["index"].tolist() == list(range(step * batch, (step + 1) * batch))
+        assert made["x"].shape == (batch, 2, 3) and made["x"].dtype == np.float16 and (made["x"][:, 1, 2] == made["index"]).all()
+        assert made["none"].shape == (batch, 0, 4)
+
+
+def test_examples_may_fill_their_row_of_a_batch():
+    check_filled(batches(Filled(), batch=4, steps=5, start=2), 4, 5, 2)
+
+
+@pytest.mark.slow
+def test_worker_processes_fill_shared_memory():
+    stream = batches(Filled(), batch=4, steps=6, start=1, workers=2)
+    check_filled(stream, 4, 6, 1)
+    stream.close()
+
+
 def test_stack_names_the_field_that_differs():
     with pytest.raises(ValueError, match="x: examples of one batch have different shapes"):
         stack([{"x": np.zeros(2)}, {"x": np.zeros(3)}])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.config import ConfigError, PromptConfig
-from revision_jax.data.prompts import answer_text, clean_query, encode_answer, encode_prompt, encode_query
+from revision_jax.data.prompts import answer_text, before_ids, clean_query, encode_answer, encode_query, encode_question
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 
@@ -36,17 +36,16 @@ def test_a_query_round_trips(query):
 @given(queries, st.booleans())
 @settings(deadline=None)
 def test_a_prompt_round_trips(query, presence):
-    before, after, mask = encode_prompt(TOKENIZER, PROMPT, query + ".", 40, presence)
-    assert before == [TOKENIZER.bos]
+    after, mask = encode_question(TOKENIZER, PROMPT, query + ".", 40, presence)
+    assert before_ids(TOKENIZER, PROMPT) == [TOKENIZER.bos]
     wording = "does {} happen in the video ?" if presence else "during which frames can we see {} ?"
     assert TOKENIZER.decode(after[mask]) == wording.format(query)
     assert (after[~mask] == TOKENIZER.pad).all() and not (np.diff(mask.astype(int)) > 0).any()
 
 
-def test_text_before_the_tokens_does_not_depend_on_the_query():
+def test_text_before_the_tokens_is_the_same_for_every_query():
     prompt = PromptConfig(before="a small green square :")
-    one, two = (encode_prompt(TOKENIZER, prompt, query, 40)[0] for query in ("red ring", "green square turns red"))
-    assert one == two == [TOKENIZER.bos, *TOKENIZER.encode(prompt.before)]
+    assert before_ids(TOKENIZER, prompt) == [TOKENIZER.bos, *TOKENIZER.encode(prompt.before)]
 
 
 @given(st.tuples(st.integers(0, 255), st.integers(0, 255)) | st.booleans() | st.none())
@@ -66,7 +65,7 @@ def test_released_wording_pads_its_numbers():
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", ".", " . . "])
 def test_an_empty_query_is_refused(text):
-    for encode in (lambda: encode_query(TOKENIZER, text, 32), lambda: encode_prompt(TOKENIZER, PROMPT, text, 40)):
+    for encode in (lambda: encode_query(TOKENIZER, text, 32), lambda: encode_question(TOKENIZER, PROMPT, text, 40)):
         with pytest.raises(UserError, match="query is empty"):
             encode()
 
@@ -77,7 +76,7 @@ def test_a_long_query_is_refused_with_both_numbers_and_in_one_short_line():
         encode_query(TOKENIZER, long, 32)
     assert len(str(caught.value)) < 160 and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="query has 2224 tokens, at most 33"):
-        encode_prompt(TOKENIZER, PROMPT, long, 40)
+        encode_question(TOKENIZER, PROMPT, long, 40)
     assert encode_query(TOKENIZER, "red " * 30, 32)[1].all()
 
 
@@ -87,12 +86,12 @@ def test_control_tokens_in_a_query_are_refused():
 
 
 def test_braces_in_a_query_are_text():
-    after, mask = encode_prompt(TOKENIZER, PROMPT, "a {ring} {0}", 40)[1:]
+    after, mask = encode_question(TOKENIZER, PROMPT, "a {ring} {0}", 40)
     assert TOKENIZER.decode(after[mask]) == "during which frames can we see a { ring } { 0 } ?"
 
 
 def test_lengths_too_small_for_the_templates_name_their_field():
     with pytest.raises(ConfigError, match=r"grounding\.prompt_len"):
-        encode_prompt(TOKENIZER, PROMPT, "ring", 5)
+        encode_question(TOKENIZER, PROMPT, "ring", 5)
     with pytest.raises(ConfigError, match=r"grounding\.answer_len"):
         encode_answer(TOKENIZER, PROMPT, (1, 2), 4)

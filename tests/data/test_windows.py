@@ -3,7 +3,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.data.windows import frame_span, grid_index, instants, overlap, overlaps_any, shows, slot_times, span_seconds, window_count, window_span
+from revision_jax.data.windows import (
+    frame_span,
+    grid_index,
+    instants,
+    overlap,
+    overlaps_any,
+    shows,
+    slot_frames,
+    slot_times,
+    span_seconds,
+    window_count,
+    window_span,
+)
 
 
 def test_the_example_of_the_module_text():
@@ -24,11 +36,42 @@ def test_reading_an_answer_back_is_at_most_half_a_slot_off(start, length, rate):
 
 
 def test_instants_are_the_nearest_slots():
-    times, mask = slot_times(10.0, 20.0, 20), np.ones(20, bool)
-    assert instants(times, mask, (10.4, 13.6)) == (0, 4)
-    assert instants(times, mask, (5.0, 100.0)) == (0, 19)  # an end beyond the window is its last slot
-    assert instants(times, np.arange(20) < 8, (12.0, 29.0)) == (2, 7)
-    assert instants(times, np.zeros(20, bool), (12.0, 14.0)) is None
+    mask = np.ones(20, bool)
+    assert instants(10.0, 20.0, mask, (10.4, 13.6)) == (0, 4)
+    assert instants(10.0, 20.0, mask, (5.0, 100.0)) == (0, 19)  # an end beyond the window is its last slot
+    assert instants(10.0, 20.0, np.arange(20) < 8, (12.0, 29.0)) == (2, 7)
+    assert instants(10.0, 20.0, np.zeros(20, bool), (12.0, 14.0)) is None
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 9000), st.floats(0, 125), st.floats(0, 125))
+def test_instants_are_the_released_labels(start, first, last):
+    """min(round((t - window start) / 125 * 250), 249), whatever frames the slots show."""
+    start_s, (first, last) = start / 5, sorted((first, last))
+    released = tuple(min(round((start_s + t - start_s) / 125 * 250), 249) for t in (first, last))
+    assert instants(start_s, 125.0, np.ones(250, bool), (start_s + first, start_s + last)) == released
+
+
+def test_even_slots_are_the_nearest_frames():
+    index = slot_frames(np.array([2.0, 3.0]), 4.0, 4, 5.0, 100, "even")
+    assert index.tolist() == [[10, 15, 20, 25], [15, 20, 25, 30]]
+    assert slot_frames(2.0, 4.0, 4, 5.0, 100, "even").tolist() == [10, 15, 20, 25]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 9374), st.sampled_from([(125.0, 250, 5.0), (500.0, 250, 2.0), (50.0, 100, 5.0), (20.0, 10, 1.0)]))
+def test_linspace_slots_are_the_released_ones(start, numbers):
+    """numpy.linspace(start, end, slots, dtype=int32) of the window's frames, as the released loader has it; the end is the film's last frame at most."""
+    span, slots, rate = numbers
+    length = round(span * rate)
+    for count in (start + length + 1, start + length, 100_000):
+        end = min(start + length, count - 1)
+        assert slot_frames(start / rate, span, slots, rate, count, "linspace").tolist() == np.linspace(start, end, slots, dtype=np.int32).tolist()
+
+
+def test_linspace_slots_of_a_film_that_ends_before_lie_outside_of_it():
+    index = slot_frames(0.0, 10.0, 5, 1.0, 6, "linspace")
+    assert index.tolist() == [0, 2, 5, 7, 10]
 
 
 def test_frame_span_shows_only_what_the_mask_has_and_finds_the_nearest_slot_of_a_blink():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.config import ConfigError, LevelConfig
-from revision_jax.data.windows import frame_span, instants, slot_times
+from revision_jax.data.windows import frame_span, instants, slot_frames, slot_times
 from revision_jax.grounding import levels
 from tests.grounding.conftest import small_config
 
@@ -80,6 +80,18 @@ def test_numbers_that_are_instants_are_read_as_the_released_model_means_them(i, 
         assert low == high
 
 
+@given(start=st.integers(0, 100), first=st.integers(0, 99), length=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_numbers_of_linspace_slots_are_read_at_the_frames_they_show(start, first, length):
+    """100 slots over 120 s, both ends included: a slot every 120 / 99 s, cut to whole seconds."""
+    index = slot_frames(float(start), 120.0, 100, 1.0, 1000, "linspace")
+    moment = (float(start + first), float(min(start + first + length, start + 120)))
+    found = frame_span(index.astype(float), np.ones(100, bool), moment)
+    low, high = levels.slot_seconds(levels.Window(start, start + 120.0, 120.0), 100, *found, "inclusive", "linspace")
+    assert abs(low - moment[0]) <= 1.5 * 120 / 99 and abs(high - moment[1]) <= 1.5 * 120 / 99
+    assert levels.slot_seconds(levels.Window(0.0, 125.0, 125.0), 250, 10, 99, "instant", "linspace") == (5.0, 49.5)  # the number alone counts
+
+
 def test_frames_whose_end_is_exclusive_stand_for_the_time_up_to_the_next_one():
     assert levels.slot_seconds(levels.Window(100.0, 220.0, 120.0), 120, 12, 31, "exclusive") == (112.0, 132.0)
     assert levels.slot_seconds(levels.Window(100.0, 130.5, 120.0), 120, 12, 31, "exclusive") == (112.0, 130.5)  # cut at the window's end
@@ -87,10 +99,10 @@ def test_frames_whose_end_is_exclusive_stand_for_the_time_up_to_the_next_one():
 
 @given(start=st.floats(0, 120), length=st.floats(1.0, 60.0))
 def test_instants_are_labels_within_half_a_slot(start, length):
-    times, mask, moment = slot_times(50.0, 125.0, 250), np.ones(250, bool), (start + 50.0, min(start + length, 124.0) + 50.0)
+    mask, moment = np.ones(250, bool), (start + 50.0, min(start + length, 124.0) + 50.0)
     if moment[1] - moment[0] < 1.0:
         return
-    found = levels.slot_seconds(levels.Window(50.0, 175.0, 125.0), 250, *instants(times, mask, moment), "instant")
+    found = levels.slot_seconds(levels.Window(50.0, 175.0, 125.0), 250, *instants(50.0, 125.0, mask, moment), "instant")
     assert found == pytest.approx(moment, abs=0.25 + 1e-6)
 
 

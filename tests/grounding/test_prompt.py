@@ -32,6 +32,19 @@ REAL = {"sentencepiece": sentencepiece_like, "byte-level": byte_level}
 
 
 @pytest.mark.parametrize("which", REAL)
+def test_an_answer_may_name_one_number_alone(which):
+    tok, given = Tokenizer(REAL[which]()), PromptConfig(answer="In video {start}", absent="Not Present", end="single")
+    grammar = prompt.span_grammar(tok, given, 100)
+    for limit in (3, 100):
+        assert language(grammar, limit) == {(*tok.encode(f"In video {n}"), tok.eos) for n in range(limit)} | {(*tok.encode("Not Present"), tok.eos)}
+    assert prompt.parse(given, "In video 42") == ("span", 42, 42) and prompt.parse(given, "Not Present") == "absent"
+    with pytest.raises(ConfigError, match=r"must not contain \{end\}"):
+        PromptConfig(end="single")
+    with pytest.raises(ConfigError, match=r"must contain \{start\} and \{end\}"):
+        PromptConfig(answer="In video {start}")
+
+
+@pytest.mark.parametrize("which", REAL)
 def test_tokenizers_are_what_they_stand_for(which):
     tok = Tokenizer(REAL[which]())
     text = "From 120 to 7. caf\u00e9 \u96ea"

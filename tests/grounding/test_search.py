@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from revision_jax.data.windows import slot_frames
 from revision_jax.errors import UserError
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding.levels import Window
@@ -112,8 +113,8 @@ def test_garbage_in_pads_changes_nothing(searcher, config, programs, monkeypatch
     plain = searcher.search(film, QUERIES, refine=patches)
     from revision_jax.grounding import search as module
 
-    def dirty(source, windows, slots, names):
-        arrays, valid = gather(source, windows, slots, names)
+    def dirty(source, windows, slots, names, sampling):
+        arrays, valid = gather(source, windows, slots, names, sampling)
         for array in arrays.values():
             array[~valid] = np.nan
         return arrays, valid
@@ -193,6 +194,25 @@ def test_gather_takes_the_frame_of_each_slot(starts, slots):
         wanted = np.floor(times + 0.5 + 1e-6)
         assert valid[w].tolist() == ((wanted < count) & (times < window.end_s - 1e-6)).tolist()
         assert arrays["frame"][w, valid[w], 0].tolist() == wanted[valid[w]].tolist() and not arrays["frame"][w, ~valid[w]].any()
+
+
+@given(starts=st.lists(st.integers(0, 580), min_size=1, max_size=8), slots=st.sampled_from([5, 20, 40]))
+@settings(max_examples=50, deadline=None)
+def test_gather_shows_what_training_showed(starts, slots):
+    """`windows.slot_frames`, by either rule; linspace's last slot is the window's end, or the film's last frame."""
+    count = 600
+    film = ArraySource({"frame": np.arange(count, dtype=np.float32)[:, None]}, 1.0, 600.0)
+    for sampling in ("even", "linspace"):
+        arrays, valid = gather(film, [Window(float(s), float(s) + 20.0, 20.0) for s in starts], slots, ["frame"], sampling)
+        wanted = slot_frames(np.asarray(starts, float), 20.0, slots, 1.0, count, sampling)
+        assert valid.all() and arrays["frame"][..., 0].tolist() == wanted.tolist()
+    assert wanted[:, -1].tolist() == [min(s + 20, count - 1) for s in starts]
+
+
+def test_linspace_slots_of_a_window_that_is_cut_end_with_it():
+    film = ArraySource({"frame": np.arange(100, dtype=np.float32)[:, None]}, 1.0, 100.0)
+    arrays, valid = gather(film, [Window(50.0, 60.0, 20.0), Window(90.0, 100.0, 20.0)], 5, ["frame"], "linspace")
+    assert arrays["frame"][0, valid[0], 0].tolist() == [50, 55, 60] and arrays["frame"][1, valid[1], 0].tolist() == [90, 95]
 
 
 def test_gather_reads_each_stretch_once():

@@ -79,11 +79,13 @@ def test_training_reads_a_built_dataset(tmp_path):
     examples_of(tmp_path, *[row(video, words[number], [10, 40]) for video in ("a", "b") for number in range(2)], row("a", words[2]))
     for video in ("a", "b"):
         store(tmp_path / "stores" / f"{video}.features", 120)
-    data = DataConfig(dataset="jsonl", root=str(tmp_path / "out"), features=str(tmp_path / "stores"))
+    data = DataConfig(dataset="jsonl", root=str(tmp_path / "out"), features=str(tmp_path / "stores"), encoder="encoder")
     config = dataclasses.replace(CONFIG, data=data)
     told = []
     corpus = prepare(config, {}, tmp_path / "work", lambda *said: told.append(said))
     assert [video.video_id for video in corpus.videos] == ["a", "b"] and told == [("jsonl: 2 videos used", 2, 2)]
+    with pytest.raises(UserError, match=r"a\.features was made by 'encoder', wanted is '[0-9a-f]{24}' \(data\.encoder, or this model's own\)"):
+        prepare(dataclasses.replace(config, data=dataclasses.replace(data, encoder="")), {}, tmp_path / "work")
     stage = next(stage for stage in config.train.stages if stage.task not in ("pretrain", "language"))
     tokenizer = build_word_tokenizer([*words, "during which frames can we see happen in the video from to not present yes no ? ."], 256, 512)
     examples = [Curriculum(config, stage, corpus, tokenizer, seed).example(index) for seed in (3, 3) for index in range(8)]
