@@ -33,7 +33,7 @@ def test_every_video_is_ranked_for_every_question(made):
         assert sorted(one.video for one in ranked) == list(range(10))
         scores = [one.score for one in ranked]
         assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores)
-    assert programs.traces["window tokens", "videos"] == programs.traces["window answer", "videos"] == 1  # whatever the number of videos
+    assert programs.compiled["window tokens", "videos"] == programs.compiled["window answer", "videos"] == 1  # whatever the number of videos
 
 
 def test_a_group_does_not_touch_another(made):
