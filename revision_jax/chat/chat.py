@@ -23,20 +23,20 @@ import numpy as np
 
 from revision_jax import checkpoint, paths
 from revision_jax.chat import budget
-from revision_jax.chat.engine import Engine, slots_for
+from revision_jax.chat.engine import Engine, slots_for, used
 from revision_jax.chat.sampling import Sampling
 from revision_jax.config import ExperimentConfig
 from revision_jax.convert import formats
 from revision_jax.convert.plan import Plan
 from revision_jax.convert.source import open_source
+from revision_jax.convert.transforms import ordered
 from revision_jax.data.chat_template import END, Message, Shown, check_text, encode, render, specials
 from revision_jax.data.media import Medium, look, read
 from revision_jax.data.processing import Rules, read_rules
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
-from revision_jax.models.revision import abstract_state
 
-FORMATS = ("video_llama_3", "videollama3")  # directories of other projects that hold a whole model
+FORMATS = ("revision_jax", "video_llama_3", "videollama3")  # that hold a whole model
 KEPT = 16  # images and videos whose visual tokens are remembered
 
 
@@ -56,7 +56,7 @@ def _on_device(plan: Plan, dtype: str) -> dict:
     leaves = {}
     for path, index, array in plan.apply():
         name = path if index is None else path.replace("/layers/", f"/layers/{index}/", 1)
-        leaves[name] = jax.device_put(np.array(array, checkpoint.DTYPES[dtype], order="C"))  # a copy: no buffer depends on a mapped file
+        leaves[name] = jax.device_put(ordered(array, checkpoint.DTYPES[dtype]))  # a copy: no buffer depends on a mapped file
     return paths.unflatten(leaves)
 
 
@@ -98,17 +98,16 @@ class Chat:
         with_dtype = lambda config: config if dtype is None else dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dtype=dtype))
         tokenizer = Tokenizer.load(path)
         specials(tokenizer)  # before gigabytes are read
-        if checkpoint.is_checkpoint(path):
-            config = with_dtype(checkpoint.load_config(path))
-            shapes = {name: tuple(leaf.shape) for name, leaf in paths.flatten(abstract_state(config)).items()}
-            state = checkpoint.load(path, shapes, dtype=config.decoder.dtype).state
-        else:
-            source = open_source(path)
-            found = formats.detect(source)
-            if found.name not in FORMATS:
-                raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(FORMATS)})")
-            config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
-            state = _on_device(found.plan(source, config), config.decoder.dtype)
+        source = open_source(path)
+        found = formats.detect(source)
+        if found.name not in FORMATS:
+            raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(FORMATS)})")
+        config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
+        plan, needed = found.plan(source, config, "", dtype), formats.target(config, used(config))
+        missing = [name for name in needed if name not in plan.target]
+        if missing:
+            raise UserError(f"{path}: {len(missing)} of the tensors that a conversation needs are missing: {', '.join(paths.heads(missing))}")
+        state = _on_device(plan.without([name for name in plan.target if name not in needed]), config.decoder.dtype)
         return cls(config, state, tokenizer, rules or read_rules(path), **options)
 
     def reset(self) -> None:

@@ -60,6 +60,12 @@ def projector_level(config: ExperimentConfig) -> str:
     return names[0]
 
 
+def used(config: ExperimentConfig) -> tuple[str, ...]:
+    """The subtrees of a state that a conversation needs: the patch encoder, its adapter and the bare decoder. Raises ConfigError for a model without."""
+    level, projection = projector_level(config), config.patch_encoder == "vision" and config.vision.projection
+    return (f"params/{config.patch_encoder}", *(("params/projection",) if projection else ()), f"adapter/{level}", "params/decoder")
+
+
 # ------------------------------------------------------------------------------------------------------------------------ programs
 
 
@@ -107,11 +113,10 @@ class Engine:
     """A model's weights on the device, and what can be done with them. Holds no conversation."""
 
     def __init__(self, config: ExperimentConfig, state: dict):
-        """state: as `models.revision.init_state` makes it; of it the patch encoder, its adapter and the bare decoder are used. Raises ConfigError."""
+        """state: as `models.revision.init_state` makes it, or what `used` names of it. Raises ConfigError."""
         self.config, self.level = config, projector_level(config)
-        names = (config.patch_encoder, *(("projection",) if config.patch_encoder == "vision" and config.vision.projection else ()))
-        params = {name: state["params"][name] for name in names}
-        params |= {"adapter": state[f"adapter/{self.level}"], "decoder": split_layers(state["params"]["decoder"])}
+        params = {part.removeprefix("params/"): state["params"][part.removeprefix("params/")] for part in used(config) if part.startswith("params/")}
+        params |= {"adapter": state[f"adapter/{self.level}"], "decoder": split_layers(params["decoder"])}
         self.params: dict[str, Any] = jax.device_put(params)
         self._merged: dict[int, ExperimentConfig] = {}
 

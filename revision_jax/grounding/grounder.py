@@ -94,7 +94,8 @@ class Grounder:
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         use_compile_cache(cache_dir / "xla")
         config = checkpoint.load_config(path)
-        shipped = checkpoint.load(path, expected_shapes, dtype="bfloat16" if config.decoder.dtype == "bfloat16" else "float32")
+        dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
+        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
         text = Path(path) / checkpoint.TEXT_TOKENIZER
         return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
