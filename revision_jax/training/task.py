@@ -88,7 +88,7 @@ def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | P
     wrong = checkpoint.mismatches({name: source.tensors[name].shape for name in common}, {name: wanted[name].shape for name in common})
     if wrong or not common:
         raise UserError(f"{directory}: {'; '.join(wrong) or 'no tensor of it is part of the model'}; begin from a checkpoint of this config")
-    for name, theirs in checkpoint.tokenizer_files(Path(directory)).items():
+    for name, theirs in checkpoint.tokenizer_files(directory).items():
         ours = Path(workdir) / name
         if not ours.exists():
             ours.parent.mkdir(parents=True, exist_ok=True)
