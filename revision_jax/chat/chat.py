@@ -36,7 +36,6 @@ from revision_jax.data.processing import Rules, read_rules
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
-FORMATS = ("revision_jax", "video_llama_3", "videollama3")  # that hold a whole model
 KEPT = 16  # images and videos whose visual tokens are remembered
 
 
@@ -100,8 +99,8 @@ class Chat:
         specials(tokenizer)  # before gigabytes are read
         source = open_source(path)
         found = formats.detect(source)
-        if found.name not in FORMATS:
-            raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(FORMATS)})")
+        if found.name not in ("revision_jax", *formats.WHOLE):
+            raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(formats.WHOLE)})")
         config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
         plan, needed = found.plan(source, config, "", dtype), formats.target(config, used(config))
         missing = [name for name in needed if name not in plan.target]
@@ -140,18 +139,7 @@ class Chat:
         budget.check(budget.need(self.used, text, media, self.vision.patch, max_new_tokens), self.token_budget, self.config.decoder)
         return self._answer(question, media, sampling, max_new_tokens, seed)
 
-    # ----------------------------------------------------------------------------------------------------------------------- parts
-
-    def _text(self, question: str, shown: Sequence[Shown]) -> str:
-        """What this turn adds to the conversation's text, up to where the answer begins."""
-        messages = [Message("user", (*shown, question))]
-        if self.used:  # behind an answer: its end, where it is not there yet, and the line break
-            return f"{END if self._open else ''}\n" + render(messages, self.rules, self.specials)
-        if self.system is not None:
-            messages.insert(0, Message("system", (check_text(self.system, self.tokenizer),)))
-        return render(messages, self.rules, self.specials)
-
-    def _encoded(self, medium: Medium) -> tuple[Shown, np.ndarray]:
+    def shown(self, medium: Medium) -> tuple[Shown, np.ndarray]:
         """A medium's place in the prompt and its visual tokens, made once."""
         key = dataclasses.astuple(dataclasses.replace(medium, path=""))
         if key not in self._media:
@@ -163,8 +151,19 @@ class Chat:
             self._media.popitem(last=False)
         return self._media[key]
 
+    # ----------------------------------------------------------------------------------------------------------------------- parts
+
+    def _text(self, question: str, shown: Sequence[Shown]) -> str:
+        """What this turn adds to the conversation's text, up to where the answer begins."""
+        messages = [Message("user", (*shown, question))]
+        if self.used:  # behind an answer: its end, where it is not there yet, and the line break
+            return f"{END if self._open else ''}\n" + render(messages, self.rules, self.specials)
+        if self.system is not None:
+            messages.insert(0, Message("system", (check_text(self.system, self.tokenizer),)))
+        return render(messages, self.rules, self.specials)
+
     def _answer(self, question: str, media: Sequence[Medium], sampling: Sampling, limit: int, seed: int) -> Iterator[str]:
-        encoded = [self._encoded(medium) for medium in media]
+        encoded = [self.shown(medium) for medium in media]
         shown = [place for place, _ in encoded]
         prompt = encode(self._text(question, shown), self.tokenizer, self.specials, sum(place.tokens for place in shown))
         visual = [tokens for _, tokens in encoded] or [np.zeros((0, self.config.decoder.width), np.float32)]

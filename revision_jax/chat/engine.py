@@ -209,8 +209,16 @@ class Engine:
         batch = self.batch(prompts, shown)
         length = batch.ids.shape[1]
         logits, cache = self.read(self.new_cache(len(prompts), slots_for(length + steps, 1 << 30)), batch, 0)
-        position, seen, key = batch.positions[:, -1] + 1, jnp.asarray(self.seen([prompt.ids for prompt in prompts])), jax.random.key(seed)
-        tokens, told, done = [], [], np.zeros(len(prompts), bool)
+        seen = jnp.asarray(self.seen([prompt.ids for prompt in prompts]))
+        return self.answer(logits, cache, batch.positions[:, -1] + 1, length, seen, steps, sampling=sampling, seed=seed, stops=stops)
+
+    def answer(
+        self, logits: Float[Array, "B V"], cache: dict, position: Int[np.ndarray, "B"], start: int, seen: Bool[Array, "B V"], steps: int, *,
+        sampling: Sampling = Sampling(), seed: int = 0, stops: Sequence[int] = (),  # noqa: B008  frozen
+    ) -> tuple[Int[np.ndarray, "B L"], Float[np.ndarray, "B L V"]]:
+        """What follows on prompts that have been read: `logits` behind them, the next token's position and slot. As `generate`. The cache is used up."""
+        key, done = jax.random.key(seed), np.zeros(len(position), bool)
+        tokens, told = [], []
         for step in range(steps):
             token, seen = self.pick(logits, seen, jax.random.fold_in(key, step), sampling)
             told.append(np.asarray(logits))
@@ -218,5 +226,5 @@ class Engine:
             done |= np.isin(tokens[-1], stops)
             if done.all() or step == steps - 1:
                 break
-            logits, cache = self.step(cache, token, position + step, length + step)
+            logits, cache = self.step(cache, token, position + step, start + step)
         return np.stack(tokens, 1), np.stack(told, 1)
