@@ -4,6 +4,9 @@ Coarse to fine: sparse tokens in groups of 100 windows, in groups of 33, dense. 
 each looks at what the one above it left, as the paper describes. Trained on features alone, which others distribute (docs/data.md, docs/features.md):
 
     python -m launch.train revisionllm_7b_mad --init CHECKPOINT data.root=DATASETS data.features=STORES [data.queries=QUERIES]
+
+Trained are 159.9 M parameters for the dense level (the paper says 159 M), 345.0 M with the sparse one: two LoRAs and an adapter of 25.2 M. The paper's 363 M
+for the default fit two LoRAs and two sparse encoders without their last projection (363.9 M, cut off as its 159 M are); it does not say so itself.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ def preset(name: str, decoder: DecoderConfig) -> ExperimentConfig:
     There are no stages: all four of its own train on image-text and conversation data, which the trainer here does not read.
     """
     level = LevelConfig(
-        name="patch", kind="patch", span_s=180.0, stride_s=180.0, tokens=180, batch=1, spans=1, budget=16384,
+        name="patch", kind="patch", span_s=180.0, stride_s=90.0, tokens=180, batch=1, spans=1, budget=16384,
         adapter=AdapterConfig(kind="mlp", width=parts.NAVIT.output),
     )  # fmt: skip
     return ExperimentConfig(

@@ -5,7 +5,7 @@ a new command, a further one in the same process; how many programs are compiled
 memory nine hours take beside one.
 
 convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
-of the same files, and the most anonymous memory that it takes.
+of the same files, and the most anonymous memory that it takes. With --load also the seconds until a `Chat` has either on its device.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--workdir", type=Path, default=Path("outputs/bench"), metavar="DIR", help="rendered videos, kept for the next time (default outputs/bench)"
     )
     parser.add_argument("--config", default="videollama3_2b", metavar="CONFIG", help="convert: the preset whose checkpoint is made (default videollama3_2b)")
+    parser.add_argument("--load", action="store_true", help="convert: also load both onto the device, which takes the model's size in memory")
     parser.add_argument("--long", action="store_true", help="also nine hours of video, for memory (minutes more)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
     return parser.parse_args(arguments)
@@ -131,12 +132,30 @@ def convert(options: argparse.Namespace) -> dict[str, float | int]:
     _forget(files)
     try:
         seconds, peak = watched([sys.executable, "-m", "launch.convert", "--source", "video_llama_3", "--path", str(source), "--out", str(out)])
+        figures = {
+            "size (GB)": size / 1e9, "converted in (s)": seconds, "a plain read of the files (s)": plain, "share of a plain read's speed": plain / seconds,
+            "peak anonymous memory (MiB)": peak / 2**20,
+        }  # fmt: skip
+        if options.load:
+            for name, folder in (("as it is", source), ("converted", out)):
+                took = _loading(folder)
+                figures |= {f"loaded {name} in (s)": took, f"loaded {name}, share of a plain read's speed": plain / took}
     finally:
         shutil.rmtree(out, ignore_errors=True)
-    return {
-        "size (GB)": size / 1e9, "converted in (s)": seconds, "a plain read of the files (s)": plain, "share of a plain read's speed": plain / seconds,
-        "peak anonymous memory (MiB)": peak / 2**20,
-    }  # fmt: skip
+    return figures
+
+
+def _loading(folder: Path) -> float:
+    """Seconds until the weights of a model to talk with are on the device, read from the disk as far as the system allows."""
+    import jax
+
+    from revision_jax.chat.chat import Chat
+
+    jax.devices()
+    _forget(sorted(folder.glob("*.safetensors")))
+    began = time.perf_counter()
+    jax.block_until_ready(Chat.from_pretrained(folder).engine.params)
+    return time.perf_counter() - began
 
 
 BENCHES = {"ground": ground, "convert": convert, "data": lambda options: importlib.import_module("launch.bench_data").data(options)}

@@ -19,8 +19,22 @@ examples:
 """
 
 
+class _Parser(Parser):
+    """--help ends with the table of formats, which nothing else has to import for."""
+
+    def format_help(self) -> str:
+        from revision_jax.convert import formats
+
+        rows = []
+        for name in formats.MODULES:
+            form = formats.named(name)
+            written = ", written" if form.writable else ""
+            rows.append(f"  {name + (':LEVEL' if form.needs_level else ''):20}{form.says} (read{written})")
+        return super().format_help() + "\nformats:\n" + "\n".join(rows) + "\n"
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
+    parser = _Parser(
         prog="python -m launch.convert", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES + "\nExit status: 0 written, 2 bad input.",
         description="Turns released checkpoints into one of this project (model.safetensors, config.json, tokenizer.json), or one of this project into theirs.",
     )

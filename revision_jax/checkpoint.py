@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from revision_jax import paths
 from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.convert.source import Source, open_source
+from revision_jax.convert.transforms import ordered
 from revision_jax.errors import UserError
 from revision_jax.files import new_folder
 
@@ -196,23 +197,46 @@ def mismatches(found: Shapes, expected: Shapes) -> list[str]:
     return wrong
 
 
-def sharding_of(shardings: Shardings, name: str) -> jax.sharding.Sharding:
-    """The sharding of one leaf, given by its full path."""
-    return paths.flatten(shardings)[name] if isinstance(shardings, Mapping) else shardings
+def sharding_of(shardings: Shardings) -> Callable[[str], jax.sharding.Sharding]:
+    """The sharding of each leaf, by its full path."""
+    if not isinstance(shardings, Mapping):
+        return lambda name: shardings
+    return paths.flatten(shardings).__getitem__
 
 
 def place(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
-    """An array of which every device gets its part: `read(index)` is asked for these parts and for no other.
+    """An array of which every device gets its part: `read(index)` is asked for the parts of this process's devices and for no other, each once.
 
     A view is copied first, so that no device buffer depends on a mapped file.
     """
     import jax
 
+    parts: dict[str, np.ndarray] = {}  # by the index as text: devices that hold the same part share it
+
     def part(index: Index) -> np.ndarray:
-        array = read(index)
-        return array if array.flags.owndata and array.flags.c_contiguous else np.array(array, order="C")
+        if str(index) not in parts:
+            array = read(index)
+            parts[str(index)] = array if array.flags.owndata and array.flags.c_contiguous else ordered(array)
+        return parts[str(index)]
 
     return jax.make_array_from_callback(shape, sharding, part)
+
+
+def open_weights(directory: str | os.PathLike) -> Source:
+    """The tensors of a checkpoint folder, none of them read yet. Raises UserError: files missing or not readable."""
+    directory = Path(directory)
+    for name in (WEIGHTS, TOKENIZER):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory}: not a checkpoint, {name} is missing")
+    try:
+        return open_source(directory / WEIGHTS)
+    except UserError as error:
+        raise UserError(f"{directory / WEIGHTS}: not readable as safetensors ({error})") from error
+
+
+def placed(source: Source, name: str, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
+    """One tensor of a source on its devices, as `dtype`."""
+    return place(source.tensors[name].shape, sharding, lambda index: ordered(np.asarray(source.read(name)[index]), dtype))
 
 
 def load(
@@ -230,14 +254,7 @@ def load(
     one at a time. Raises UserError: folder or file missing, not readable, or tensors that do not match (all of them listed).
     """
     directory = Path(directory)
-    config = load_config(directory)
-    for name in (WEIGHTS, TOKENIZER):
-        if not (directory / name).is_file():
-            raise UserError(f"{directory}: not a checkpoint, {name} is missing")
-    try:
-        source = open_source(directory / WEIGHTS)
-    except UserError as error:
-        raise UserError(f"{directory / WEIGHTS}: not readable as safetensors ({error})") from error
+    config, source = load_config(directory), open_weights(directory)
     if expected is not None:
         found = {name: info.shape for name, info in source.tensors.items()}
         wrong = mismatches(found, expected(config) if callable(expected) else expected)
@@ -247,11 +264,8 @@ def load(
     if shardings is None:
         tensors = {name: source.read(name).astype(kind) for name, kind in wanted.items()}
     else:
-        shardings = shardings(config) if callable(shardings) else shardings
-        tensors = {name: _placed(source, name, kind, shardings) for name, kind in wanted.items()}
+        where = sharding_of(shardings(config) if callable(shardings) else shardings)
+        tensors = {name: placed(source, name, kind, where(name)) for name, kind in wanted.items()}
     calibration = _read_json(directory / CALIBRATION) if (directory / CALIBRATION).is_file() else None
     return Shipped(config, paths.unflatten(tensors), directory / TOKENIZER, calibration)
 
-
-def _placed(source: Source, name: str, dtype: np.dtype, shardings: Any) -> Any:
-    return place(source.tensors[name].shape, sharding_of(shardings, name), lambda index: np.asarray(source.read(name)[index], dtype))

@@ -23,20 +23,19 @@ import numpy as np
 
 from revision_jax import checkpoint, paths
 from revision_jax.chat import budget
-from revision_jax.chat.engine import Engine, slots_for
+from revision_jax.chat.engine import Engine, slots_for, used
 from revision_jax.chat.sampling import Sampling
 from revision_jax.config import ExperimentConfig
 from revision_jax.convert import formats
 from revision_jax.convert.plan import Plan
 from revision_jax.convert.source import open_source
+from revision_jax.convert.transforms import ordered
 from revision_jax.data.chat_template import END, Message, Shown, check_text, encode, render, specials
 from revision_jax.data.media import Medium, look, read
 from revision_jax.data.processing import Rules, read_rules
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
-from revision_jax.models.revision import abstract_state
 
-FORMATS = ("video_llama_3", "videollama3")  # directories of other projects that hold a whole model
 KEPT = 16  # images and videos whose visual tokens are remembered
 
 
@@ -56,7 +55,7 @@ def _on_device(plan: Plan, dtype: str) -> dict:
     leaves = {}
     for path, index, array in plan.apply():
         name = path if index is None else path.replace("/layers/", f"/layers/{index}/", 1)
-        leaves[name] = jax.device_put(np.array(array, checkpoint.DTYPES[dtype], order="C"))  # a copy: no buffer depends on a mapped file
+        leaves[name] = jax.device_put(ordered(array, checkpoint.DTYPES[dtype]))  # a copy: no buffer depends on a mapped file
     return paths.unflatten(leaves)
 
 
@@ -98,17 +97,16 @@ class Chat:
         with_dtype = lambda config: config if dtype is None else dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dtype=dtype))
         tokenizer = Tokenizer.load(path)
         specials(tokenizer)  # before gigabytes are read
-        if checkpoint.is_checkpoint(path):
-            config = with_dtype(checkpoint.load_config(path))
-            shapes = {name: tuple(leaf.shape) for name, leaf in paths.flatten(abstract_state(config)).items()}
-            state = checkpoint.load(path, shapes, dtype=config.decoder.dtype).state
-        else:
-            source = open_source(path)
-            found = formats.detect(source)
-            if found.name not in FORMATS:
-                raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(FORMATS)})")
-            config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
-            state = _on_device(found.plan(source, config), config.decoder.dtype)
+        source = open_source(path)
+        found = formats.detect(source)
+        if found.name not in ("revision_jax", *formats.WHOLE):
+            raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(formats.WHOLE)})")
+        config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
+        plan, needed = found.plan(source, config, "", dtype), formats.target(config, used(config))
+        missing = [name for name in needed if name not in plan.target]
+        if missing:
+            raise UserError(f"{path}: {len(missing)} of the tensors that a conversation needs are missing: {', '.join(paths.heads(missing))}")
+        state = _on_device(plan.without([name for name in plan.target if name not in needed]), config.decoder.dtype)
         return cls(config, state, tokenizer, rules or read_rules(path), **options)
 
     def reset(self) -> None:
@@ -141,18 +139,7 @@ class Chat:
         budget.check(budget.need(self.used, text, media, self.vision.patch, max_new_tokens), self.token_budget, self.config.decoder)
         return self._answer(question, media, sampling, max_new_tokens, seed)
 
-    # ----------------------------------------------------------------------------------------------------------------------- parts
-
-    def _text(self, question: str, shown: Sequence[Shown]) -> str:
-        """What this turn adds to the conversation's text, up to where the answer begins."""
-        messages = [Message("user", (*shown, question))]
-        if self.used:  # behind an answer: its end, where it is not there yet, and the line break
-            return f"{END if self._open else ''}\n" + render(messages, self.rules, self.specials)
-        if self.system is not None:
-            messages.insert(0, Message("system", (check_text(self.system, self.tokenizer),)))
-        return render(messages, self.rules, self.specials)
-
-    def _encoded(self, medium: Medium) -> tuple[Shown, np.ndarray]:
+    def shown(self, medium: Medium) -> tuple[Shown, np.ndarray]:
         """A medium's place in the prompt and its visual tokens, made once."""
         key = dataclasses.astuple(dataclasses.replace(medium, path=""))
         if key not in self._media:
@@ -164,8 +151,19 @@ class Chat:
             self._media.popitem(last=False)
         return self._media[key]
 
+    # ----------------------------------------------------------------------------------------------------------------------- parts
+
+    def _text(self, question: str, shown: Sequence[Shown]) -> str:
+        """What this turn adds to the conversation's text, up to where the answer begins."""
+        messages = [Message("user", (*shown, question))]
+        if self.used:  # behind an answer: its end, where it is not there yet, and the line break
+            return f"{END if self._open else ''}\n" + render(messages, self.rules, self.specials)
+        if self.system is not None:
+            messages.insert(0, Message("system", (check_text(self.system, self.tokenizer),)))
+        return render(messages, self.rules, self.specials)
+
     def _answer(self, question: str, media: Sequence[Medium], sampling: Sampling, limit: int, seed: int) -> Iterator[str]:
-        encoded = [self._encoded(medium) for medium in media]
+        encoded = [self.shown(medium) for medium in media]
         shown = [place for place, _ in encoded]
         prompt = encode(self._text(question, shown), self.tokenizer, self.specials, sum(place.tokens for place in shown))
         visual = [tokens for _, tokens in encoded] or [np.zeros((0, self.config.decoder.width), np.float32)]

@@ -60,6 +60,12 @@ def projector_level(config: ExperimentConfig) -> str:
     return names[0]
 
 
+def used(config: ExperimentConfig) -> tuple[str, ...]:
+    """The subtrees of a state that a conversation needs: the patch encoder, its adapter and the bare decoder. Raises ConfigError for a model without."""
+    level, projection = projector_level(config), config.patch_encoder == "vision" and config.vision.projection
+    return (f"params/{config.patch_encoder}", *(("params/projection",) if projection else ()), f"adapter/{level}", "params/decoder")
+
+
 # ------------------------------------------------------------------------------------------------------------------------ programs
 
 
@@ -107,11 +113,10 @@ class Engine:
     """A model's weights on the device, and what can be done with them. Holds no conversation."""
 
     def __init__(self, config: ExperimentConfig, state: dict):
-        """state: as `models.revision.init_state` makes it; of it the patch encoder, its adapter and the bare decoder are used. Raises ConfigError."""
+        """state: as `models.revision.init_state` makes it, or what `used` names of it. Raises ConfigError."""
         self.config, self.level = config, projector_level(config)
-        names = (config.patch_encoder, *(("projection",) if config.patch_encoder == "vision" and config.vision.projection else ()))
-        params = {name: state["params"][name] for name in names}
-        params |= {"adapter": state[f"adapter/{self.level}"], "decoder": split_layers(state["params"]["decoder"])}
+        params = {part.removeprefix("params/"): state["params"][part.removeprefix("params/")] for part in used(config) if part.startswith("params/")}
+        params |= {"adapter": state[f"adapter/{self.level}"], "decoder": split_layers(params["decoder"])}
         self.params: dict[str, Any] = jax.device_put(params)
         self._merged: dict[int, ExperimentConfig] = {}
 
@@ -204,8 +209,16 @@ class Engine:
         batch = self.batch(prompts, shown)
         length = batch.ids.shape[1]
         logits, cache = self.read(self.new_cache(len(prompts), slots_for(length + steps, 1 << 30)), batch, 0)
-        position, seen, key = batch.positions[:, -1] + 1, jnp.asarray(self.seen([prompt.ids for prompt in prompts])), jax.random.key(seed)
-        tokens, told, done = [], [], np.zeros(len(prompts), bool)
+        seen = jnp.asarray(self.seen([prompt.ids for prompt in prompts]))
+        return self.answer(logits, cache, batch.positions[:, -1] + 1, length, seen, steps, sampling=sampling, seed=seed, stops=stops)
+
+    def answer(
+        self, logits: Float[Array, "B V"], cache: dict, position: Int[np.ndarray, "B"], start: int, seen: Bool[Array, "B V"], steps: int, *,
+        sampling: Sampling = Sampling(), seed: int = 0, stops: Sequence[int] = (),  # noqa: B008  frozen
+    ) -> tuple[Int[np.ndarray, "B L"], Float[np.ndarray, "B L V"]]:
+        """What follows on prompts that have been read: `logits` behind them, the next token's position and slot. As `generate`. The cache is used up."""
+        key, done = jax.random.key(seed), np.zeros(len(position), bool)
+        tokens, told = [], []
         for step in range(steps):
             token, seen = self.pick(logits, seen, jax.random.fold_in(key, step), sampling)
             told.append(np.asarray(logits))
@@ -213,5 +226,5 @@ class Engine:
             done |= np.isin(tokens[-1], stops)
             if done.all() or step == steps - 1:
                 break
-            logits, cache = self.step(cache, token, position + step, length + step)
+            logits, cache = self.step(cache, token, position + step, start + step)
         return np.stack(tokens, 1), np.stack(told, 1)

@@ -90,7 +90,8 @@ def assemble(
     if problems:
         raise UserError("; ".join(problems))
     lacking, count = _lacking(config, [plan for _, plan in plans])
-    notes = [f"no part gives {', '.join(paths.heads(lacking))}: {len(lacking)} of the config's {count} tensors"] if lacking else []
+    notes = [*_other_bases(opened, config)]
+    notes += [f"no part gives {', '.join(paths.heads(lacking))}: {len(lacking)} of the config's {count} tensors"] if lacking else []
     return Assembled(config, [plan for _, plan in plans], files, notes, lacking)
 
 
@@ -151,6 +152,16 @@ def _given_twice(plans: list[tuple[_Opened, Plan]]) -> Iterator[str]:
         if twice:
             yield f"{one.part.path} and {first[twice[0]].path} both give {', '.join(paths.heads(twice))}"
         first |= dict.fromkeys(plan.target, one.part)
+
+
+def _other_bases(opened: Sequence[_Opened], config: ExperimentConfig) -> Iterator[str]:
+    """LoRAs that fit the decoder but name another base than the one that is given. A name can be any path, so this is worth a word and no more."""
+    names = {name for one in opened if one.format is not ours.FORMAT and "params/decoder" in one.format.prefixes(config, one.part.level)
+             for name in (Path(one.source.path).resolve().name, Path(str(one.source.config.get("_name_or_path") or "")).name) if name}  # fmt: skip
+    for one in opened:
+        base = one.source.config.get("base_model_name_or_path") if one.format is peft.FORMAT else None
+        if base and names and not any(name.lower() in base.lower() for name in names):
+            yield f"{one.part.path} was trained on {base!r}; its shapes fit {' or '.join(sorted(names))}, see that these are the same weights"
 
 
 def _lacking(config: ExperimentConfig, plans: Sequence[Plan]) -> tuple[list[str], int]:

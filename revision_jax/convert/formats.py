@@ -35,6 +35,8 @@ MODULES: dict[str, str] = {
     "qwen2": "revision_jax.convert.llama:QWEN2",
 }
 
+WHOLE = ("video_llama_3", "videollama3")  # of these: models that answer by themselves, and are no part of one
+
 
 def _none(*_: Any) -> tuple:
     return ()

@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from revision_jax import checkpoint, paths
 from revision_jax.checkpoint import Index, Shardings
 from revision_jax.convert.plan import Plan
+from revision_jax.convert.transforms import fill, ordered
+
+if TYPE_CHECKING:
+    from jax.sharding import Sharding
 
 
 def load_state(plans: Sequence[Plan], *, dtype: str | None = None, shardings: Shardings | None = None) -> dict[str, Any]:
     """The state (nested dicts) that the plans give; leaves without a tensor are left out.
 
-    dtype: of floating leaves (float16, bfloat16, float32); None keeps the source's. shardings: None gives NumPy arrays. Raises what reading raises.
+    dtype: of floating leaves (float16, bfloat16, float32); None keeps the source's. shardings: None gives NumPy arrays. Of each tensor a process reads the
+    parts that its own devices hold, when it places them. Raises what reading raises.
     """
     wanted = None if dtype is None else checkpoint.DTYPES[dtype]
+    where = (lambda path: None) if shardings is None else checkpoint.sharding_of(shardings)
     leaves: dict[str, Any] = {}
     for plan in plans:
         stored = plan.dtypes()
-        pieces: dict[str, dict[int | None, Any]] = defaultdict(dict)
-        for path, index, array in plan.apply():
-            leaf = plan.target[path]
-            kind = wanted if wanted is not None and checkpoint.is_float(stored[path]) else stored[path]
-            pieces[path][index] = array
-            if index is None or len(pieces[path]) == leaf.shape[0]:
-                leaves[path] = _leaf(path, tuple(leaf.shape), kind, pieces.pop(path), shardings)
+        for path in plan.target:
+            if path not in plan.unfilled:
+                kind = wanted if wanted is not None and checkpoint.is_float(stored[path]) else stored[path]
+                leaves[path] = _leaf(plan, path, kind, where(path))
     return paths.unflatten(dict(sorted(leaves.items())))
 
 
-def _leaf(path: str, shape: tuple[int, ...], dtype: np.dtype, pieces: Mapping[int | None, np.ndarray], shardings: Shardings | None) -> Any:
-    """One leaf from its whole array, or from the slices of its leading axis: views of mapped files, until here."""
+def _leaf(plan: Plan, path: str, dtype: np.dtype, sharding: Sharding | None) -> Any:
+    """One leaf: whole from one tensor, or its slices of the leading axis from one each. What the plan gives are views of mapped files, until here."""
+    shape = tuple(plan.target[path].shape)
 
     def read(index: Index) -> np.ndarray:
-        if None in pieces:
-            return np.array(pieces[None][index], dtype)
+        if not plan.is_sliced(path):
+            return ordered(np.asarray(plan.read(path)[index]), dtype)
         layers = range(*index[0].indices(shape[0]))
-        parts = [pieces[layer][index[1:]] for layer in layers]
+        parts = [plan.read(path, layer)[index[1:]] for layer in layers]
         out = np.empty((len(parts), *parts[0].shape), dtype)
         for slot, part in zip(out, parts, strict=True):
-            slot[...] = part
+            fill(slot, part)
         return out
 
-    if shardings is None:
+    if sharding is None:
         return read((slice(None),) * len(shape))
-    return checkpoint.place(shape, checkpoint.sharding_of(shardings, path), read)
+    return checkpoint.place(shape, sharding, read)

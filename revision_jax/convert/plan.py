@@ -70,6 +70,10 @@ class Plan:
         self.unfilled = tuple(unfilled)  # leaves that only optional rules fill, and none did
         self._by_place = {(step.path, step.index): step for step in self.steps if not step.alias}
 
+    def is_sliced(self, path: str) -> bool:
+        """Whether a leaf is filled by one tensor for each slice of its leading axis."""
+        return (path, 0) in self._by_place
+
     def read(self, path: str, index: int | None = None) -> np.ndarray:
         """One leaf, or one slice of its leading axis, as the source gives it; a view of the source where the transform is one.
 
@@ -79,7 +83,7 @@ class Plan:
         step = self._by_place.get((path, index))
         if step is None and index is not None and (path, None) in self._by_place:
             return self.read(path)[index]
-        if step is None and index is None and (path, 0) in self._by_place:
+        if step is None and index is None and self.is_sliced(path):
             return np.stack([self.read(path, i) for i in range(self.target[path].shape[0])])
         if step is None:
             raise KeyError(path if index is None else f"{path}[{index}]")

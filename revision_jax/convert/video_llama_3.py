@@ -81,8 +81,8 @@ def _put(config: ExperimentConfig, vision: VisionConfig, decoder: DecoderConfig,
     levels = config.grounding.levels
     chosen = [level for level in levels if (level.name == name if name else level.kind == "patch")]
     if not chosen:
-        # As the model is used: 180 frames at one a second, and at most as many tokens as one sample may have.
-        fresh = LevelConfig(name=name or LEVEL, kind="patch", span_s=180.0, stride_s=180.0, tokens=180, batch=1, budget=16384, adapter=adapter)
+        # As the model is used: 180 frames at one a second, and at most as many tokens as one sample may have. Windows of a longer film overlap by half.
+        fresh = LevelConfig(name=name or LEVEL, kind="patch", span_s=180.0, stride_s=90.0, tokens=180, batch=1, budget=16384, adapter=adapter)
         if not levels:
             decoder = dataclasses.replace(decoder, lora=LoraConfig(rank=0))  # a model of this alone has no LoRA
         levels, chosen = (*levels, fresh), [fresh]

@@ -49,18 +49,20 @@ class Pictures(NamedTuple):
 
 
 def look(
-    images: Sequence[str | Path], videos: Sequence[str | Path], rules: Rules, vision: VisionConfig, max_pixels: int | None = None
+    images: Sequence[str | Path], videos: Sequence[str | Path], rules: Rules, vision: VisionConfig, max_pixels: int | None = None,
+    stretch: tuple[float, float] | None = None,
 ) -> list[Medium]:
     """What one message shows, images first, sized together as one sample. `max_pixels`: at most so many for an image or a frame.
 
-    Raises UserError for files that cannot be read.
+    stretch: seconds [start, end) of the videos that are shown, timestamps counted from the start (default: all). Raises UserError for files that cannot be
+    read.
     """
     found: list[tuple] = []
     for path in images:
         height, width = _image_size(path, rules)
         found.append((path, Shape("image", height, width), None, ()))
     for path in videos:
-        found.append((path, *look_video(path, rules)))
+        found.append((path, *look_video(path, rules, *(stretch or ()))))
     media = []
     for (path, shape, seconds, reads), size in zip(found, target_sizes([shape for _, shape, *_ in found], rules, vision.patch), strict=True):
         merge = rules.merge(shape.kind)

@@ -14,15 +14,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from revision_jax import checkpoint, extraction, paths
 from revision_jax.config import ExperimentConfig, LevelConfig
-from revision_jax.convert import assemble
+from revision_jax.convert import assemble, formats
 from revision_jax.convert.load import load_state
+from revision_jax.convert.source import open_source
 from revision_jax.data import video as files
 from revision_jax.data.features import FeatureStore, matches
 from revision_jax.data.frames import token_change
@@ -41,6 +42,9 @@ from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
 from revision_jax.stored_programs import stored_json, use_compile_cache
 from revision_jax.text_extraction import text_identity
+
+if TYPE_CHECKING:
+    from revision_jax.grounding.asking import AskingGrounder
 
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
 
@@ -81,20 +85,25 @@ class Grounder:
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder:
+    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder | AskingGrounder:
         """Reads config.json, model.safetensors, tokenizer.json and, where there are any, calibration.json and text_tokenizer/tokenizer.json (of a text tower
         whose vocabulary is not the decoder's).
 
-        A directory of transformers, PEFT or another project is converted in memory (`from_parts`). What is searched with are levels, each with an adapter
-        and a LoRA of its own, and no released directory holds them beside its model: VideoLLaMA3 alone gets an error that says what is missing, and is
-        talked to by `Chat`. Raises UserError: no such folder, a file missing or unreadable, tensors that do not match the config (all of them named).
+        VideoLLaMA3, converted or a directory as it is, has no levels to search with: it is asked window by window (`AskingGrounder`). Of another project's
+        directory that holds a part of a model alone an error says what is missing. Raises UserError: no such folder, a file missing or unreadable, tensors
+        that do not match the config (all of them named).
         """
         if assemble.is_foreign(path):
+            if formats.detect(open_source(path)).name in formats.WHOLE:
+                return _asking(path)
             return cls.from_parts([assemble.Part(path)], cache_dir=cache_dir)
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         use_compile_cache(cache_dir / "xla")
         config = checkpoint.load_config(path)
-        shipped = checkpoint.load(path, expected_shapes, dtype="bfloat16" if config.decoder.dtype == "bfloat16" else "float32")
+        if config.text is None:
+            return _asking(path)
+        dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
+        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
         text = Path(path) / checkpoint.TEXT_TOKENIZER
         return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
@@ -258,6 +267,12 @@ class Grounder:
         change = np.minimum(token_change(pictures, vision.patch, vision.merge, None, vision.std), 60000.0).astype(np.float16)
         pad = lambda x: np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)])
         return {"tokens": pad(tokens), "change": pad(change), "valid": np.arange(level.tokens) < len(pictures)}
+
+
+def _asking(path: str | Path) -> AskingGrounder:
+    from revision_jax.grounding.asking import AskingGrounder  # all of chat/, which a search does not need
+
+    return AskingGrounder.from_pretrained(path)
 
 
 def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:

@@ -77,17 +77,18 @@ def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str, stage:
 def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path, parts: Sequence[str] = ()) -> Callable[[Mapping], dict]:
     """`Task.load_state` that starts from the weights of an exported checkpoint: what it does not have is freshly initialised.
 
-    parts: path prefixes of what is taken ("params/vision", "lora/dense"); none = all. The checkpoint's tokenizer becomes the work directory's. Raises
-    UserError for tensors of another shape, all of them listed, for a checkpoint that has nothing in common with the config, and for a work directory that
-    has another tokenizer.
+    parts: path prefixes of what is taken ("params/vision", "lora/dense"); none = all. The checkpoint's tokenizer becomes the work directory's. Weights go
+    from the file to their devices: no process holds more than its own part. Raises UserError for tensors of another shape, all of them listed, for a
+    checkpoint that has nothing in common with the config, and for a work directory that has another tokenizer.
     """
-    shipped = checkpoint.load(directory, dtype="float32")
-    found, wanted = paths.flatten(shipped.state), {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items()}
-    common = {name: value for name, value in found.items() if name in wanted and (not parts or any(paths.under(name, part) for part in parts))}
-    wrong = checkpoint.mismatches({name: value.shape for name, value in common.items()}, {name: wanted[name] for name in common})
+    directory = Path(directory)
+    checkpoint.load_config(directory)
+    source, wanted = checkpoint.open_weights(directory), paths.flatten(abstract_state(config))
+    common = [name for name in source.tensors if name in wanted and (not parts or any(paths.under(name, part) for part in parts))]
+    wrong = checkpoint.mismatches({name: source.tensors[name].shape for name in common}, {name: wanted[name].shape for name in common})
     if wrong or not common:
         raise UserError(f"{directory}: {'; '.join(wrong) or 'no tensor of it is part of the model'}; begin from a checkpoint of this config")
-    for name, theirs in checkpoint.tokenizer_files(Path(directory)).items():
+    for name, theirs in checkpoint.tokenizer_files(directory).items():
         ours = Path(workdir) / name
         if not ours.exists():
             ours.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +97,11 @@ def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | P
             raise UserError(f"{ours}: is not the tokenizer of {directory}; use another work directory")
 
     def load_state(shardings: Mapping) -> dict:
-        fresh = jax.jit(lambda: init_state(config, jax.random.key(config.train.seed)), out_shardings=shardings)()
-        placed = {name: jax.device_put(common[name], leaf.sharding) if name in common else leaf for name, leaf in paths.flatten(fresh).items()}
-        return paths.unflatten(placed)
+        where = paths.flatten(shardings)
+        rest = {name: where[name] for name in wanted if name not in common}
+        fresh = lambda: {name: leaf for name, leaf in paths.flatten(init_state(config, jax.random.key(config.train.seed))).items() if name in rest}
+        leaves = {name: checkpoint.placed(source, name, wanted[name].dtype, where[name]) for name in common}
+        return paths.unflatten(dict(sorted({**leaves, **jax.jit(fresh, out_shardings=rest)()}.items())))
 
     return load_state
 

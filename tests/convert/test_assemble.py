@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 from revision_jax import checkpoint, paths
-from revision_jax.config import SignalConfig
 from revision_jax.convert import formats, peft
 from revision_jax.convert.assemble import Part, assemble, is_foreign
 from revision_jax.convert.llama import QWEN2
-from revision_jax.convert.rehearsal import random_checkpoint
 from revision_jax.convert.write import write_checkpoint, write_external
 from revision_jax.errors import UserError
 from revision_jax.grounding.grounder import Grounder
@@ -71,18 +69,6 @@ def test_what_is_missing_is_said(tmp_path, parts):
         Grounder.from_parts([given[0], given[2]], preset)
     with pytest.raises(UserError, match=r"qwen: nothing to search with: levels with an adapter and a LoRA each, and an image-text pair, are missing; .*chat"):
         Grounder.from_pretrained(given[2].path)
-
-
-def test_videollama3_as_it_is_cannot_search(tmp_path):
-    config = small_config()
-    vision = dataclasses.replace(config.vision, projection=0)
-    levels = dataclasses.replace(config.grounding, levels=(config.grounding.level("patch"),))
-    decoder = dataclasses.replace(config.decoder, signal=SignalConfig())
-    whole = dataclasses.replace(config, vision=vision, text=None, decoder=decoder, grounding=levels)
-    folder = random_checkpoint(tmp_path / "videollama3", "video_llama_3", whole)
-    assert is_foreign(folder)
-    with pytest.raises(UserError, match=r"videollama3: nothing to search with"):
-        Grounder.from_pretrained(folder)
 
 
 def test_foreign_or_ours(tmp_path, parts):

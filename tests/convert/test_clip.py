@@ -80,17 +80,6 @@ def test_positions_are_resized_as_transformers_does(grid):
     assert_close(encode(config.vision, state["params"]["vision"], *learned_inputs(images, 4))["frame"], theirs)
 
 
-@pytest.mark.torch
-@pytest.mark.slow
-def test_real_widths():
-    """ViT-L/14 and its text tower, one layer, a vocabulary of 1,024."""
-    need_torch()
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1, "num_attention_heads": 16, "patch_size": 14, "image_size": 56}
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 1, "num_attention_heads": 12, "vocab_size": 1024, "max_position_embeddings": 77}
-    data = golden.clip(seed=1, vision=vision, text=text, projection=768)
-    check_towers(data, *converted("clip", source_of(data)), bias=True)
-
-
 def test_bad_checkpoints_name_everything():
     source = source_of(case("golden", "clip"))
     assert detect(source) is named("clip")

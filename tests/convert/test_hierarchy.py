@@ -21,6 +21,11 @@ from revision_jax.grounding.source import ArraySource
 from tests.convert.test_revisionllm import linear, norm, released
 from tests.real_tokenizers import byte_level, sentencepiece_like
 
+try:
+    import torch
+except ImportError:
+    torch = None
+
 WIDTH, HIDDEN, MLP, LAYERS, RANK = 16, 32, 40, 2, 4  # CLIP's shared space; the decoder
 LEVELS = ("sparse-8", "sparse-3", "dense")
 QUERIES = ["A red ring turns green.", "a blue square"]
@@ -96,14 +101,13 @@ def clip(random, vocabulary: int) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, name: str, tensors: dict[str, np.ndarray], **files: dict | str) -> dict[str, np.ndarray]:
-    """A piece on disk; `.bin` as torch writes it, where there is torch. Returns its tensors as written: float32."""
+    """A piece on disk; `.bin` as torch writes it, where there is torch, else as safetensors. Returns its tensors as written: float32."""
     folder.mkdir()
     tensors = {key: np.asarray(array, np.float32) for key, array in tensors.items()}
-    if name.endswith(".bin"):
-        torch = pytest.importorskip("torch")
+    if name.endswith(".bin") and torch is not None:
         torch.save({key: torch.from_numpy(array) for key, array in tensors.items()}, folder / name)
     else:
-        save_file(tensors, folder / name)
+        save_file(tensors, (folder / name).with_suffix(".safetensors"))
     for file, content in files.items():
         (folder / f"{file}.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return tensors
@@ -143,8 +147,8 @@ def parts(place: Path) -> list[Part]:
     return [
         Part(place / "vicuna", "llama"),
         Part(place / "clip", "clip"),
-        Part(place / "stage-1" / "mm_projector.bin", "vtimellm", "dense"),
-        Part(place / "1-b" / "non_lora_trainables.bin", "revisionllm", "sparse-8,sparse-3"),
+        Part(next((place / "stage-1").glob("mm_projector.*")), "vtimellm", "dense"),
+        Part(next((place / "1-b").glob("non_lora_trainables.*")), "revisionllm", "sparse-8,sparse-3"),
         *(Part(place / f"lora-{level}", "peft", level) for level in LEVELS),
     ]
 

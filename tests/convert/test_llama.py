@@ -118,8 +118,11 @@ def bfloat16_logits(config: DecoderConfig, source: Source, ids, positions, valid
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16(tmp_path, name):
     arrays, source = golden(name), open_source(golden_directory(tmp_path, name))
-    found = bfloat16_logits(CONFIGS[name], source, arrays["ids"], arrays["positions"], arrays["mask"])
-    assert 1e-4 < relative_error(found[arrays["mask"]], arrays["logits"][arrays["mask"]]) < BFLOAT16
+    mask = arrays["mask"]
+    found = bfloat16_logits(CONFIGS[name], source, arrays["ids"], arrays["positions"], mask)[mask]
+    exact, theirs = arrays["logits"][mask], arrays["logits_bfloat16"][mask]
+    assert 1e-4 < relative_error(found, exact) < min(BFLOAT16, 1.5 * relative_error(theirs, exact))
+    assert relative_error(found, theirs) < BFLOAT16
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -222,12 +225,6 @@ def our_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     return np.asarray(logits(config.decoder, params, ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), jnp.ones(ids.shape, bool)))
 
 
-REAL = {  # the released widths, one layer, a short vocabulary
-    "llama2_7b": DecoderConfig(vocab=1024, width=4096, layers=1, heads=32, kv_heads=32, head_dim=128, mlp=11008, norm_eps=1e-5),
-    "qwen2.5_7b": DecoderConfig(vocab=1024, width=3584, layers=1, heads=28, kv_heads=4, head_dim=128, mlp=18944, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True),
-}
-
-
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIVE)
@@ -238,18 +235,6 @@ def test_logits_of_a_saved_model(tmp_path, name):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     ids = np.random.default_rng(0).integers(0, LIVE[name].vocab, (2, 9))
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert relative_error(our_logits(tmp_path, ids), torch_logits(model, ids)) < 1e-4
-
-
-@pytest.mark.torch
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_logits_at_the_released_widths(tmp_path, name):
-    pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    model = torch_model(REAL[name])
-    model.save_pretrained(tmp_path)
-    ids = np.random.default_rng(0).integers(0, 1024, (1, 12))
     assert relative_error(our_logits(tmp_path, ids), torch_logits(model, ids)) < 1e-4
 
 

@@ -1,55 +1,83 @@
-"""Straight onto devices: each gets its part, and nobody reads more. Four CPU devices in a process of its own."""
+"""Straight onto devices: each gets its part, and no process reads more than its own devices hold. Forced CPU devices, in processes of their own."""
 
+import dataclasses
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
-PROGRAM = '''
-import sys
-from pathlib import Path
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, SingleDeviceSharding
-from jax import ShapeDtypeStruct
-from configs.tiny import get_config
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
 from revision_jax import checkpoint, paths
+from revision_jax.config import DecoderConfig, ExperimentConfig, GroundingConfig, LevelConfig, LoraConfig
+from revision_jax.convert.assemble import Part, assemble
 from revision_jax.convert.load import load_state
-from revision_jax.convert.plan import Rule, make_plan
-from revision_jax.convert.source import ArraySource
-from revision_jax.convert.transforms import TRANSPOSE
+from revision_jax.convert.rehearsal import random_checkpoint
+from revision_jax.convert.write import write_checkpoint
+from tests.tiny import config as tiny
 
-folder = Path(sys.argv[1])
-mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
-up, norm = np.arange(2 * 4 * 6, dtype=np.float32).reshape(2, 4, 6), np.arange(8, dtype=np.float32)
-shardings = {"params": {"up": NamedSharding(mesh, P("a", "b", None)), "norm": NamedSharding(mesh, P())}}
-
-(folder / "words.json").write_text("{}")
-checkpoint.export({"params": {"up": up, "norm": norm}}, get_config(), folder / "words.json", folder / "out", dtype="float32")
-arrays = {"up.0": up[0].T, "up.1": up[1].T, "norm": norm}
-target = {"params/up": ShapeDtypeStruct(up.shape, np.float32), "params/norm": ShapeDtypeStruct(norm.shape, np.float32)}
-plan = make_plan((Rule("up.{i}", "params/up[{i}]", TRANSPOSE), Rule("norm", "params/norm")), (), ArraySource(arrays), target)
-asked = []
-place = checkpoint.place
-checkpoint.place = lambda shape, sharding, read: place(shape, sharding, lambda index: (part := read(index), asked.append(part.shape))[0])
-
-ours = checkpoint.load(folder / "out", shardings=lambda config: shardings, dtype="bfloat16").state
-for state in (ours, load_state([plan], dtype="bfloat16", shardings=shardings)):
-    leaf = state["params"]["up"]
-    assert leaf.sharding == shardings["params"]["up"] and str(leaf.dtype) == "bfloat16"
-    assert {shard.data.shape for shard in leaf.addressable_shards} == {(1, 2, 6)}
-    np.testing.assert_array_equal(np.asarray(leaf, np.float32), up)
-    np.testing.assert_array_equal(np.asarray(state["params"]["norm"], np.float32), norm)
-assert set(asked) == {(1, 2, 6), (8,)}, asked
-one = SingleDeviceSharding(jax.devices()[1])
-leaves = paths.flatten(checkpoint.load(folder / "out", shardings=one).state)
-assert all(leaf.devices() == {jax.devices()[1]} for leaf in leaves.values())
-(folder / "out" / "model.safetensors").write_bytes(b"")  # a device's numbers do not hang on the file
-np.testing.assert_array_equal(np.asarray(leaves["params/up"]), up)
-print("fine")
-'''
+ROOT = Path(__file__).parents[2]
 
 
-def test_parts_go_to_their_devices(tmp_path):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "fine", done.stderr
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """A small VideoLLaMA3 as transformers writes it, in shards, and the same converted."""
+    folder = tmp_path_factory.mktemp("model")
+    vision = dataclasses.replace(tiny().vision, projection=0)
+    adapter = dataclasses.replace(tiny().grounding.level("patch").adapter, width=vision.width)
+    levels = (LevelConfig(name="patch", kind="patch", budget=16, tokens=8, adapter=adapter),)
+    decoder = DecoderConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=48, qkv_bias=True, lora=LoraConfig(rank=0), dtype="bfloat16")
+    config = ExperimentConfig(vision=vision, text=None, decoder=decoder, grounding=GroundingConfig(levels=levels))
+    foreign = random_checkpoint(folder / "foreign", "video_llama_3", config, shard_bytes=10_000)
+    assert len(list(foreign.glob("*.safetensors"))) > 3
+    made = assemble([Part(foreign)])
+    return foreign, write_checkpoint(folder / "ours", made.config, made.plans, made.files)
+
+
+def start(folders, *process: int, devices: int) -> subprocess.Popen:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "tests.convert.placing", *map(str, (*folders, *process))]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> dict:
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def test_four_devices_of_one_process_hold_their_parts_and_the_files_are_read_once(folders):
+    told = finish(start(folders, devices=4))
+    assert told["devices"] == 4 and told["equal"] == [True, True]
+    assert told["taken"] == told["wanted"] == [told["all"]] * 2
+
+
+@pytest.mark.slow
+def test_each_of_two_processes_reads_its_own_bytes_alone(folders):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [start(folders, index, 2, port, devices=2) for index in range(2)]
+    for told in map(finish, processes):
+        assert told["devices"] == 4 and told["equal"] == [True, True]
+        assert told["taken"] == told["wanted"] and max(told["taken"]) < 0.6 * told["all"]  # half of what is split, and the few numbers that all hold
+
+
+def test_a_device_s_numbers_do_not_hang_on_the_file(folders, tmp_path):
+    made = assemble([Part(folders[0])])
+    one = SingleDeviceSharding(jax.devices()[0])
+    ours = write_checkpoint(tmp_path / "ours", made.config, made.plans, made.files)
+    whole = paths.flatten(load_state(made.plans))
+    leaves = paths.flatten(checkpoint.load(ours, shardings=lambda config: one, dtype="float32").state)
+    (ours / "model.safetensors").write_bytes(b"")
+    for name, leaf in leaves.items():
+        assert leaf.sharding == one and leaf.dtype == np.float32
+        np.testing.assert_array_equal(leaf, whole[name].astype(np.float32))

@@ -15,7 +15,6 @@ from revision_jax.errors import UserError
 from revision_jax.models import revision
 from tests.convert.cases import SOURCES, case, converted, encode, learned_inputs, need_torch, source_of
 from tests.convert.test_clip import check_towers
-from tests.golden import make_convert as golden
 from tests.models.test_vision import assert_close
 
 
@@ -48,16 +47,6 @@ def test_positions_are_resized_as_transformers_does(grid):
     ours = encode(config.vision, state["params"]["vision"], *learned_inputs(images, 4))
     assert_close(ours["tokens"], theirs.last_hidden_state.numpy())
     assert_close(ours["frame"], theirs.pooler_output.numpy())
-
-
-@pytest.mark.torch
-@pytest.mark.slow
-def test_real_widths():
-    """so400m patch 14, image and text, one layer, a vocabulary of 1,024."""
-    need_torch()
-    both = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 1, "num_attention_heads": 16}
-    data = golden.siglip(seed=1, vision={**both, "patch_size": 14, "image_size": 56}, text={**both, "vocab_size": 1024, "max_position_embeddings": 64})
-    check_towers(data, *converted("siglip", source_of(data)), bias=False)
 
 
 def test_the_first_stage_starts_from_its_blocks_alone():

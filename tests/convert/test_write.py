@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from configs.tiny import get_config
 from revision_jax import checkpoint, paths
-from revision_jax.convert import write
+from revision_jax.convert import transforms, write
 from revision_jax.convert.load import load_state
 from revision_jax.convert.plan import Rule, make_plan
 from revision_jax.convert.source import ArraySource, open_source
@@ -41,10 +41,10 @@ def words(tmp_path):
     return {"tokenizer.json": path, "text_tokenizer/tokenizer.json": "{}"}
 
 
-@pytest.mark.parametrize(("block", "tile"), [(write.BLOCK, write.TILE), (32, 3)])
+@pytest.mark.parametrize(("block", "tile"), [(write.BLOCK, transforms.TILE), (32, 3)])
 def test_a_plan_becomes_a_checkpoint(tmp_path, words, monkeypatch, block, tile):
     monkeypatch.setattr(write, "BLOCK", block)
-    monkeypatch.setattr(write, "TILE", tile)
+    monkeypatch.setattr(transforms, "TILE", tile)
     extra = {"adapter/dense": {"count": np.arange(3, dtype=np.int32)}}
     out = write_checkpoint(tmp_path / "out", get_config(), [plan()], words, extra_state=extra, calibration={"threshold": 0.4})
     assert (out / "text_tokenizer" / "tokenizer.json").read_text() == "{}" and checkpoint.is_checkpoint(out)

@@ -41,39 +41,32 @@ def _ids(seed: int, end: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.arange(LENGTH) < lengths[:, None], ids, pad), lengths
 
 
-def clip(seed: int, vision: dict | None = None, text: dict | None = None, projection: int = 12) -> dict[str, np.ndarray]:
+def clip(seed: int) -> dict[str, np.ndarray]:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    vision = vision or {**SIZES, "patch_size": PATCH, "image_size": CLIP_GRID[0] * PATCH}
-    text = {**(text or {**SIZES, "vocab_size": VOCAB, "max_position_embeddings": LENGTH}), "eos_token_id": EOS, "bos_token_id": 38, "pad_token_id": EOS}
-    model = CLIPModel(CLIPConfig(vision_config={**vision, "projection_dim": projection}, text_config=text, projection_dim=projection))
-    ids, lengths = _ids(seed, EOS, EOS)
-    return _towers(model, seed, ids, lengths, vision, torch)
+    vision = {**SIZES, "patch_size": PATCH, "image_size": CLIP_GRID[0] * PATCH, "projection_dim": 12}
+    text = {**SIZES, "vocab_size": VOCAB, "max_position_embeddings": LENGTH, "eos_token_id": EOS, "bos_token_id": 38, "pad_token_id": EOS}
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=12))
+    return _towers(model, seed, *_ids(seed, EOS, EOS), torch)
 
 
-def siglip(seed: int, vision: dict | None = None, text: dict | None = None) -> dict[str, np.ndarray]:
+def siglip(seed: int) -> dict[str, np.ndarray]:
     import torch
     from transformers import SiglipConfig, SiglipModel
 
-    vision = vision or {**SIZES, "patch_size": PATCH, "image_size": CLIP_GRID[0] * PATCH}
-    text = text or {**SIZES, "vocab_size": VOCAB, "max_position_embeddings": LENGTH}
-    model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
-    ids, lengths = _ids(seed, None, 1)
-    return _towers(model, seed, ids, lengths, vision, torch)
+    vision = {**SIZES, "patch_size": PATCH, "image_size": CLIP_GRID[0] * PATCH}
+    text = {**SIZES, "vocab_size": VOCAB, "max_position_embeddings": LENGTH}
+    return _towers(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)), seed, *_ids(seed, None, 1), torch)
 
 
-def _towers(model, seed: int, ids: np.ndarray, lengths: np.ndarray, vision: dict, torch) -> dict[str, np.ndarray]:
+def _towers(model, seed: int, ids: np.ndarray, lengths: np.ndarray, torch) -> dict[str, np.ndarray]:
     """An image-text pair's weights, inputs and outputs; image and text features as they are before they get unit length."""
-    wide = vision["hidden_size"] > 64
-    model = _spread(model, seed) if wide else _randomise(model, seed)
+    model, images = _randomise(model, seed), _images(seed)
     with torch.no_grad():
         model.logit_scale.fill_(1.5)
         if hasattr(model, "logit_bias"):
             model.logit_bias.fill_(-2.25)
-    side = vision["image_size"]
-    images = np.random.default_rng(seed).normal(size=(2, 3, side, side)).astype(np.float32) if wide else _images(seed)
-    with torch.no_grad():
         out = model(pixel_values=torch.tensor(images), input_ids=torch.tensor(ids))
         seen = model.vision_model(torch.tensor(images), output_hidden_states=True)
         image_features = model.get_image_features(torch.tensor(images)).pooler_output
@@ -86,19 +79,7 @@ def _towers(model, seed: int, ids: np.ndarray, lengths: np.ndarray, vision: dict
     return {**_state(model), **found}
 
 
-def _spread(model, seed: int):
-    """Random weights of a size that keeps the activations of a wide model in range; norms and biases random as well."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.named_parameters():
-        noise = torch.randn(weight.shape, generator=generator) * (0.1 if weight.ndim < 2 else min(0.02, weight[0].numel() ** -0.5))
-        noise = noise + 1.0 if "norm" in name and name.endswith("weight") else noise
-        weight.data = noise.half().float()
-    return model.eval()
-
-
-def samples(seed: int, vocabulary: int = 97, patch: int = PATCH) -> dict[str, dict[str, np.ndarray]]:
+def samples(seed: int, patch: int = PATCH) -> dict[str, dict[str, np.ndarray]]:
     """Inputs of each of SAMPLES: "ids" with placeholders, "patches" one after another, "keep" over the merged tokens."""
     rng = np.random.default_rng(seed)
     made = {}
@@ -115,20 +96,6 @@ def samples(seed: int, vocabulary: int = 97, patch: int = PATCH) -> dict[str, di
         ids.append(rng.integers(0, 90, 5))
         made[name] = {"ids": np.concatenate(ids), "patches": np.concatenate(patches).astype(np.float32), "keep": np.concatenate(keep)}
     return made
-
-
-def video_llama_3_model(seed: int, tied: bool, vision: dict | None = None, text: dict | None = None):
-    """(model, patch)."""
-    from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
-
-    patch = (vision or {}).get("patch_size", PATCH)
-    config = VideoLlama3Config(
-        vision_config=vision or {**SIZES, "patch_size": PATCH}, image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=tied,
-        text_config={"model_type": "qwen2", **(text or DECODER), "rms_norm_eps": 1e-6, "tie_word_embeddings": tied,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
-    )  # fmt: skip
-    model = VideoLlama3ForConditionalGeneration(config)
-    return (_randomise if vision is None else _spread)(model, seed), patch
 
 
 def inputs_of(name: str, sample: dict[str, np.ndarray], torch) -> dict:
@@ -156,11 +123,16 @@ def inputs_of(name: str, sample: dict[str, np.ndarray], torch) -> dict:
 
 def video_llama_3(seed: int, tied: bool = True) -> dict[str, np.ndarray]:
     import torch
+    from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-    model, patch = video_llama_3_model(seed, tied)
-    found = {}
+    config = VideoLlama3Config(
+        vision_config={**SIZES, "patch_size": PATCH}, image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=tied,
+        text_config={"model_type": "qwen2", **DECODER, "rms_norm_eps": 1e-6, "tie_word_embeddings": tied,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    )  # fmt: skip
+    model, found = _randomise(VideoLlama3ForConditionalGeneration(config), seed), {}
     with torch.no_grad():
-        for name, sample in samples(seed, patch=patch).items():
+        for name, sample in samples(seed).items():
             found |= {f"{name}/{key}": value for key, value in sample.items()}
             found[f"{name}/logits"] = model(**inputs_of(name, sample, torch)).logits[0].numpy()
     weights = _state(model)

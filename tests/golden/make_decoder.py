@@ -31,7 +31,8 @@ LIVE = {
 
 
 def reference(name: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """{"ids" [B S], "mask" [B S] (left row whole, right row padded in front), "positions", "logits" [B S V], "weight/<torch name>": ...}."""
+    """{"ids" [B S], "mask" [B S] (left row whole, right row padded in front), "positions", "logits" and
+    "logits_bfloat16" [B S V], "weight/<torch name>": ...}."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -55,8 +56,10 @@ def reference(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     positions = torch.clamp(torch.cumsum(mask, 1) - 1, min=0) + torch.tensor([[0], [777]])
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-    found = {"ids": ids, "mask": mask.bool(), "positions": positions, "logits": logits}
-    weights = {f"weight/{key}": value for key, value in model.state_dict().items() if not (c.tie_embeddings and key == "lm_head.weight")}
+    weights = {f"weight/{key}": value.clone() for key, value in model.state_dict().items() if not (c.tie_embeddings and key == "lm_head.weight")}
+    with torch.no_grad():
+        narrow = model.to(torch.bfloat16)(input_ids=ids, attention_mask=mask, position_ids=positions).logits.float()
+    found = {"ids": ids, "mask": mask.bool(), "positions": positions, "logits": logits, "logits_bfloat16": narrow}
     return {key: value.numpy() for key, value in {**found, **weights}.items()}
 
 

@@ -39,10 +39,13 @@ def videollama3(seed: int, merge: int) -> dict[str, np.ndarray]:
     model = _randomise(VideoLlama3VisionModel(VideoLlama3VisionConfig(**SIZES, patch_size=PATCH, attn_implementation="eager")), seed)
     grids = GRIDS[merge]
     patches = np.random.default_rng(seed).normal(size=(sum(r * c for r, c in grids), 3 * PATCH**2)).astype(np.float32)
+    where = torch.tensor([(1, r, c) for r, c in grids]), torch.tensor([merge] * len(grids))
     with torch.no_grad():
-        out = model(torch.tensor(patches), torch.tensor([(1, r, c) for r, c in grids]), torch.tensor([merge] * len(grids)), output_hidden_states=True)
+        out = model(torch.tensor(patches), *where, output_hidden_states=True)
+        weights = _weights(model)
+        narrow = model.to(torch.bfloat16)(torch.tensor(patches).to(torch.bfloat16), *where).last_hidden_state.float().numpy()
     hidden = np.stack([state.numpy() for state in out.hidden_states])
-    return {**_weights(model), "patches": patches, "hidden": hidden, "merged": out.last_hidden_state.numpy()}
+    return {**weights, "patches": patches, "hidden": hidden, "merged": out.last_hidden_state.numpy(), "merged_bfloat16": narrow}
 
 
 def _images(seed: int) -> np.ndarray:

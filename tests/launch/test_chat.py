@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from launch import chat, cli
@@ -47,6 +49,26 @@ def test_an_answer_and_a_conversation(folder, film, capsys, monkeypatch):
     chat.main([str(a) for a in common])
     said = capsys.readouterr().out
     assert said.startswith(answer + answer) and len(said) > len(answer + answer)
+
+
+def test_what_is_looked_at_follows_the_flags(folder, film, tmp_path, capsys):
+    """A film of 4 s, 32 x 32 pixels: a frame is 4 x 4 tokens of 8 x 8 pixels. The budget's error says what would be shown."""
+    still = tmp_path / "still.png"
+    Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(still)
+    told = lambda *flags: refusal(capsys, "--checkpoint", folder, "--prompt", "what?", "--token-budget", 1, *flags)
+    assert "film.mp4 32 (2 frames of 16)" in told("--video", film, "--fps", 0.5)  # every other second
+    assert "film.mp4 16, text" in told("--video", film, "--fps", 4, "--max-frames", 1)
+    assert "film.mp4 12 (3 frames of 4)" in told("--video", film, "--max-pixels", 16 * 16)
+    few = told("--image", still, "--max-pixels", 16 * 16, "--max-new-tokens", 7)
+    assert int(re.search(r"still\.png (\d+),", few)[1]) <= 16 and "answer 7)" in few  # tokens of 4 x 4 pixels: images are not merged
+
+
+def test_answers_are_streamed(folder, monkeypatch, capsys):
+    """Every piece is on the screen before the next one is made."""
+    shown = []
+    monkeypatch.setattr(chat, "print", lambda *words, **how: shown.append((words, how.get("flush"))), raising=False)
+    chat.show(iter(["one ", "two"]))
+    assert shown == [(("one ",), True), (("two",), True), ((), True)]
 
 
 def test_bad_input(folder, film, tmp_path, capsys):

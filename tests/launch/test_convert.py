@@ -284,6 +284,24 @@ def test_loras_that_do_not_fit(tmp_path, capsys, levels):
     assert "both give lora/dense" in told
 
 
+def test_a_lora_of_another_base_of_the_same_shape_is_named(tmp_path, capsys):
+    base, pairs = model(tmp_path / "vicuna-7b-v1.5", "llama"), lora(tmp_path / "lora")
+    for name, said in (("lmsys/Vicuna-7b-v1.5", False), ("meta-llama/Llama-2-7b", True), (None, False)):
+        (pairs / "adapter_config.json").write_text(json.dumps({**json.loads((pairs / "adapter_config.json").read_text()), "base_model_name_or_path": name}))
+        main(["--source", "llama", "--path", str(base), "--source", "peft", "--path", str(pairs), "--merge-lora", "--out", str(tmp_path / "out")])
+        assert (f"was trained on {name!r}; its shapes fit vicuna-7b-v1.5" in capsys.readouterr().out) == said
+
+
+def test_help_lists_every_format(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for name in formats.MODULES:
+        form = formats.named(name)
+        assert any(line.split()[0] in (name, f"{name}:LEVEL") and form.says in line for line in told.splitlines() if line.strip()), name
+    assert "siglip              SigLIP" in told and "(read, written)" in told
+
+
 def test_findings_of_all_parts_are_told_at_once(tmp_path, capsys, levels):
     def other(tensors, config):
         config |= {"hidden_act": "gelu"}

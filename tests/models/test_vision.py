@@ -77,6 +77,21 @@ def test_rope2d_equals_transformers(source, merge, garbage):
     assert np.isfinite(out["tokens"]).all() and (np.asarray(out["tokens"])[~real] == 0).all()
 
 
+@pytest.mark.parametrize("merge", [1, 2])
+def test_bfloat16_is_as_close_to_float32_as_torch_s(merge):
+    """Weights and activations: within 2 % of float32's largest value, and of torch's bfloat16."""
+    weights, data = case("golden", f"videollama3_merge{merge}")
+    config = VisionConfig(**BASE, position="rope2d", grids=((8, 8),), merge=merge)
+    patches, rows, cols, valid = bucket(data["patches"], golden.GRIDS[merge], merge, 28, 0.0)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), torch_weights.videollama3_vision(weights, config))
+    out = jitted(VisionTransformer(config))[0](params, patches.astype(jnp.bfloat16), rows, cols, valid)
+    assert out["tokens"].dtype == jnp.bfloat16
+    merged = np.asarray(merge_tokens(out["tokens"], (4, 7) if merge == 1 else (2, 14), merge), np.float32)[np.asarray(merge_valid(valid, merge))]
+    exact, theirs = data["merged"], data["merged_bfloat16"]
+    assert_close(merged, theirs, 2e-2)
+    assert_close(merged, exact, min(2e-2, 1.5 * np.abs(theirs - exact).max() / np.abs(exact).max()))
+
+
 def learned_inputs(images: np.ndarray) -> tuple[jax.Array, ...]:
     patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=golden.PATCH, q=golden.PATCH)
     rows, cols = (np.tile(x, (len(images), 1)) for x in block_major(*golden.CLIP_GRID, 1))
