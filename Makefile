@@ -1,9 +1,10 @@
 # make demo   set up, render an hour of video, ask three questions about it, write outputs/demo/
-# make test   set up, run the tests
+# make test   set up, run the tests, WORKERS (2) files at a time; each takes up to 5 GB of memory
 # make lint   ruff
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test lint clean
@@ -12,7 +13,7 @@ demo: $(VENV)/runtime
 	$(BIN)/python -m launch.demo
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -m "not huge" $(ARGS)
+	$(BIN)/python -m pytest -m "not huge" -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
