@@ -43,7 +43,7 @@ def test_queries(tmp_path, capsys):
     (tmp_path / "texts.json").write_text(json.dumps({"q1": "a man walks.", "q2": "a dog runs."}))
     call(source, "--out", tmp_path / "queries", "--queries", tmp_path / "texts.json", "--width", 8, "--max-tokens", 5)
     store = TextFeatureStore(tmp_path / "queries")
-    assert store.encoder == "clip-vit-large-patch14" and store.read("a man walks.")["tokens"].shape == (5, 8) and "2 written" in capsys.readouterr().out
+    assert store.encoder == "clip-vit-large-patch14" and store.features("a man walks")["tokens"].shape == (5, 8) and "2 written" in capsys.readouterr().out
 
 
 def test_bad_arguments(tmp_path, capsys):
