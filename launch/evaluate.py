@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             videos, features = (Path(place) if place else None for place in (options.videos, options.features))
             items = datasets.field(options.dataset, Path(options.data), split, videos, options.limit, features)
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache, ask=False)
     if options.queries:
         grounder.use_queries(options.queries)
     if options.fit:

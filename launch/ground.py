@@ -101,7 +101,7 @@ def compile_programs(options: argparse.Namespace) -> None:
     from revision_jax.stored_programs import program_folder
 
     began = time.perf_counter()
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False)
     with bar(Path(options.checkpoint).name, "compiling") as progress:
         count = grounder.compile(progress)
     where = program_folder()

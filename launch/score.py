@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--keep, --limit: must be at least 1")
     name = checkpoint.identity(options.checkpoint)
     items = datasets.field(options.dataset, Path(options.data), options.split, count=options.limit, features=Path(options.features))
-    grounder = Grounder.from_pretrained(options.checkpoint)
+    grounder = Grounder.from_pretrained(options.checkpoint, ask=False)
     if options.queries:
         grounder.use_queries(options.queries)
     with _progress(len(items)) as advance:

@@ -95,12 +95,21 @@ class Chat:
         if dtype is not None and dtype not in checkpoint.DTYPES:
             raise UserError(f"dtype: {dtype!r} is not one of {', '.join(checkpoint.DTYPES)}")
         with_dtype = lambda config: config if dtype is None else dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, dtype=dtype))
-        tokenizer = Tokenizer.load(path)
-        specials(tokenizer)  # before gigabytes are read
-        source = open_source(path)
-        found = formats.detect(source)
-        if found.name not in ("revision_jax", *formats.WHOLE):
-            raise UserError(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(formats.WHOLE)})")
+        problems: list[str] = []  # of what is cheap to find out, before gigabytes are read
+        try:
+            tokenizer = Tokenizer.load(path)
+            specials(tokenizer)
+        except UserError as error:
+            problems.append(str(error))
+        try:
+            source = open_source(path)
+            found = formats.detect(source)
+            if found.name not in ("revision_jax", *formats.WHOLE):
+                problems.append(f"{path}: holds a {found.name}, which is a part of a model; to chat a whole one is needed ({', '.join(formats.WHOLE)})")
+        except UserError as error:
+            problems.append(str(error))
+        if problems:
+            raise UserError("; ".join(problems))
         config = with_dtype(found.config(source, ExperimentConfig(name=path.name), ""))
         plan, needed = found.plan(source, config, "", dtype), formats.target(config, used(config))
         missing = [name for name in needed if name not in plan.target]

@@ -73,7 +73,8 @@ def assemble(
         for one in opened:
             if not _merges(one):
                 config = _collect(problems, lambda one=one, config=config: one.format.config(one.source, config, one.part.level)) or config
-    if not problems:
+    configured = not problems
+    if configured:
         for one in opened:
             if not _merges(one):
                 plan = _collect(problems, lambda one=one: one.format.plan(one.source, config, one.part.level, dtype))
@@ -86,7 +87,7 @@ def assemble(
     if not problems:
         plans = _without_replaced(plans)
         problems += _given_twice(plans)
-    files = {} if problems else _collect(problems, lambda: _files(opened, config, tokenizer))
+    files = _collect(problems, lambda: _files(opened, config, tokenizer)) if configured else {}
     if problems:
         raise UserError("; ".join(problems))
     lacking, count = _lacking(config, [plan for _, plan in plans])

@@ -85,22 +85,22 @@ class Grounder:
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None) -> Grounder | AskingGrounder:
+    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None, *, ask: bool = True) -> Grounder | AskingGrounder:
         """Reads config.json, model.safetensors, tokenizer.json and, where there are any, calibration.json and text_tokenizer/tokenizer.json (of a text tower
         whose vocabulary is not the decoder's).
 
-        VideoLLaMA3, converted or a directory as it is, has no levels to search with: it is asked window by window (`AskingGrounder`). Of another project's
-        directory that holds a part of a model alone an error says what is missing. Raises UserError: no such folder, a file missing or unreadable, tensors
-        that do not match the config (all of them named).
+        VideoLLaMA3, converted or a directory as it is, has no levels to search with: it is asked window by window (`AskingGrounder`), unless `ask` forbids it.
+        Of another project's directory that holds a part of a model alone an error says what is missing. Raises UserError: no such folder, a file missing or
+        unreadable, tensors that do not match the config (all of them named).
         """
         if assemble.is_foreign(path):
-            if formats.detect(open_source(path)).name in formats.WHOLE:
+            if ask and formats.detect(open_source(path)).name in formats.WHOLE:
                 return _asking(path)
             return cls.from_parts([assemble.Part(path)], cache_dir=cache_dir)
         cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         use_compile_cache(cache_dir / "xla")
         config = checkpoint.load_config(path)
-        if config.text is None:
+        if config.text is None and ask:
             return _asking(path)
         dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
         shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))

@@ -12,6 +12,7 @@ import pytest
 from launch import cli, ground
 from revision_jax import Grounder, checkpoint
 from revision_jax.chat.chat import Chat
+from revision_jax.config import ConfigError
 from revision_jax.data.processing import Rules
 from revision_jax.errors import UserError
 from revision_jax.grounding.asking import AskingGrounder, spans_in
@@ -104,6 +105,8 @@ def test_what_cannot_be_asked(told, model, tokenizer, tmp_path):  # noqa: F811
         grounder.ground(film, ["a red ring"], start_s=5.0)
     with pytest.raises(UserError):
         grounder.check("")
+    with pytest.raises(ConfigError, match="no text tower, which searching needs"):
+        Grounder.from_pretrained(folder, ask=False)
     with pytest.raises(UserError, match=r"token budget: this turn needs .*film\.mp4"):
         AskingGrounder(Chat(*model, tokenizer, RULES, token_budget=20)).ground(film, ["a red ring"])
 

@@ -82,6 +82,7 @@ def test_bad_input(folder, film, tmp_path, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace("<|im_", "<|no_"), encoding="utf-8")
-    assert "lacks the special tokens <|im_start|>, <|im_end|>" in refusal(capsys, "--checkpoint", bare, "--prompt", "what?")
+    told = refusal(capsys, "--checkpoint", bare, "--prompt", "what?")
+    assert "lacks the special tokens <|im_start|>, <|im_end|>" in told and "bare: no weights there" in told
     wanted = refusal(capsys, *common, "--video", film, "--token-budget", 100)
     assert "film.mp4 48 (3 frames of 16)" in wanted and "the budget is 100" in wanted

@@ -310,6 +310,11 @@ def test_findings_of_all_parts_are_told_at_once(tmp_path, capsys, levels):
     out, pairs = ("--out", tmp_path / "out"), lora(tmp_path / "lora")
     told = refused(capsys, tmp_path, "--config", levels, "--source", "llama", "--path", folder, "--source", "vtimellm:nowhere", "--path", pairs, *out)
     assert "hidden_act is 'gelu'" in told and "nowhere" in told
+    def lame(tensors, config):
+        del tensors["model.norm.weight"]
+
+    told = refused(capsys, tmp_path, "--path", model(tmp_path / "lame", "llama", tokens=("</s>",), change=lame), *out)
+    assert "the tokenizer has no token <s>" in told and "missing: model.norm.weight" in told
     told = refused(capsys, tmp_path, "--source", "llama", "--path", tmp_path / "none", "--source", "peft", "--path", tmp_path / "neither", *out)
     assert "none: no such file" in told and "neither: no such file" in told
 
