@@ -1,7 +1,8 @@
-"""VideoLLaMA3-2B as released: its encoder, its projector, Qwen2.5-1.5B. What `python -m launch.chat` talks with."""
+"""VideoLLaMA3-2B as released: its encoder, its projector, Qwen2.5-1.5B. What `python -m launch.chat` talks with, and its four stages of training."""
 
 from configs import parts
-from revision_jax.config import AdapterConfig, DecoderConfig, ExperimentConfig, GroundingConfig, LevelConfig, PrunerConfig
+from configs.videollama3_stages import stages
+from revision_jax.config import AdapterConfig, DecoderConfig, ExperimentConfig, GroundingConfig, LevelConfig, PrunerConfig, TrainConfig
 
 
 def get_config() -> ExperimentConfig:
@@ -9,10 +10,7 @@ def get_config() -> ExperimentConfig:
 
 
 def preset(name: str, decoder: DecoderConfig) -> ExperimentConfig:
-    """VideoLLaMA3 with a decoder. Its one level holds the projector; 180 frames at one a second, 16,384 tokens, are what it was released for.
-
-    There are no stages: all four of its own train on image-text and conversation data, which the trainer here does not read.
-    """
+    """VideoLLaMA3 with a decoder. Its one level holds the projector; 180 frames at one a second, 16,384 tokens, are what it was released for."""
     level = LevelConfig(
         name="patch", kind="patch", span_s=180.0, stride_s=90.0, tokens=180, batch=1, spans=1, budget=16384,
         adapter=AdapterConfig(kind="mlp", width=parts.NAVIT.output),
@@ -24,4 +22,5 @@ def preset(name: str, decoder: DecoderConfig) -> ExperimentConfig:
         pruner=PrunerConfig(threshold=0.1, keep="first", reference="previous", where="after_encoder", min_tokens=1, budgets=(1024, 4096, 16384)),
         decoder=decoder,
         grounding=GroundingConfig(levels=(level,), rate=1.0),
+        train=TrainConfig(stages=stages(), checkpoint_every=1000),
     )

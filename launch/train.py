@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = train(config, workdir, make_task(config, workdir, _report, options.init, _names(options.init_parts)), stages=stages)
     if result.stopped:
         return 130 if result.stopped == signal.SIGINT else 143
-    out = export(result.state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint")
+    dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float16"
+    out = export(result.state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint", dtype=dtype)
     print(f"{workdir}: stage {result.stage} done at step {result.step}, checkpoint in {out}")
     return 0
 

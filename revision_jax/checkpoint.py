@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, TOKENIZER, CALIBRATION = "model.safetensors", "config.json", "tokenizer.json", "calibration.json"
 TEXT_TOKENIZER = "text_tokenizer"  # folder of a checkpoint, for a text tower whose tokenizer is not the decoder's
+# What lies beside a released model's weights and travels with it, both ways: small, and an export opens with it as the original did.
+BESIDE = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
 FORMAT = {"format": "revision_jax", "version": "1"}
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
@@ -125,8 +130,11 @@ def write_rest(building: Path, config: ExperimentConfig, files: Mapping[str, Pat
 
 
 def tokenizer_files(folder: Path, tokenizer: Path | None = None) -> dict[str, Path]:
-    """The tokenizers of a checkpoint or work directory, by their names in a checkpoint. tokenizer: in place of the folder's tokenizer.json."""
-    own, text = (sorted(place.glob("tokenizer*.json")) for place in (folder, folder / TEXT_TOKENIZER))
+    """The tokenizers of a checkpoint or work directory and what else lies beside its weights (BESIDE), by their names in a checkpoint.
+
+    tokenizer: in place of the folder's tokenizer.json.
+    """
+    own, text = ([place / name for name in sorted(BESIDE) if (place / name).is_file()] for place in (folder, folder / TEXT_TOKENIZER))
     files = {**{file.name: file for file in own}, **{f"{TEXT_TOKENIZER}/{file.name}": file for file in text}}
     return files if tokenizer is None else {**files, TOKENIZER: tokenizer}
 

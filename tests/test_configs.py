@@ -187,3 +187,35 @@ def test_the_towers_and_decoders_are_as_large_as_those_of_transformers():
         decoder = hf.Qwen2ForCausalLM(hf.Qwen2Config(**qwen, tie_word_embeddings=False))
     size = lambda model: sum(parameter.numel() for parameter in model.parameters())
     assert (size(vision), size(text), size(decoder)) == (SIGLIP["params/vision"], SIGLIP["params/text"], QWEN_7B)
+
+
+def test_videollama3_is_trained_in_its_four_stages():
+    from revision_jax.training.optimizer import rate_of
+
+    for name in ("videollama3_2b", "videollama3_7b"):
+        stages = {stage.name: stage for stage in preset(name).train.stages}
+        assert list(stages) == ["vision", "alignment", "multitask", "video"]
+        for stage in stages.values():
+            leaves_of = ("params/vision/patch_embed/kernel", "adapter/patch/readout/0/weight", "params/decoder/norm/scale")
+            vision, projector, decoder = (rate_of(stage, leaf) for leaf in leaves_of)
+            assert (vision, projector) == ((1e-5, 1e-3) if stage.name == "vision" else (2e-6, 1e-5))
+            assert stage.name == "vision" or decoder == 1e-5
+            assert ("params/decoder" in stage.train) == (stage.name != "vision") and (stage.warmup, stage.weight_decay) == (0.03, 0.0)
+            asked = stage.conversation
+            assert (asked.image_merge, asked.video_merge, asked.pruning) == (2 if stage.name == "video" else 1, 2, stage.name in ("multitask", "video"))
+            assert (asked.visual, asked.fps, asked.max_frames, max(row.length for row in asked.rows)) == (10240, 1.0, 180, 16384)
+        assert preset(name).decoder.remat and preset(name).decoder.dtype == "bfloat16"
+
+
+def test_the_largest_conversations_find_a_row_in_every_stage_of_videollama3():
+    """10,240 visual tokens as one picture, as 180 frames and as 8 large ones, and 6,000 tokens of text beside them; 16,384 of text alone."""
+    from revision_jax.data.lengths import measured
+    from revision_jax.data.packing import shapes_of
+
+    for stage in preset("videollama3_2b").train.stages:
+        square = stage.conversation.image_merge**2
+        shown = [(10240, [(1, 10240 * square)]), (10240, [(4, 2560 * square)]), (0, [])]
+        if stage.conversation.pruning:
+            shown += [(180 * 56, [(180, 224)]), (8 * 1196, [(8, 4784)])]
+        samples = [(visual + text, visual, 2000, runs) for visual, runs in shown for text in (2100, 6000)]
+        assert (shapes_of(measured([*samples, (16384, 0, 16000, [])]), stage.conversation.rows) >= 0).all(), stage.name

@@ -24,11 +24,6 @@ from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 
 TOKENIZER = checkpoint.TOKENIZER
-# What lies beside a model's weights and travels with it, both ways: small, and an export opens with it as the original did.
-BESIDE = (
-    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -176,9 +171,9 @@ def _lacking(config: ExperimentConfig, plans: Sequence[Plan]) -> tuple[list[str]
 
 
 def beside(folder: Path) -> dict[str, Path | str]:
-    """The files of BESIDE that a directory has; a sentencepiece model where it has no tokenizer.json is turned into one."""
+    """The files of `checkpoint.BESIDE` that a directory has; a sentencepiece model where it has no tokenizer.json is turned into one."""
     folder = folder if folder.is_dir() else folder.parent
-    files: dict[str, Path | str] = {name: folder / name for name in BESIDE if (folder / name).is_file()}
+    files: dict[str, Path | str] = {name: folder / name for name in checkpoint.BESIDE if (folder / name).is_file()}
     if TOKENIZER not in files and (folder / sentencepiece.FILE).is_file():
         files[TOKENIZER] = sentencepiece.to_json(folder / sentencepiece.FILE)
     return files

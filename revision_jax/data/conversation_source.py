@@ -1,19 +1,20 @@
 """The examples of a stage of conversations: packed rows, each a pure function of its index.
 
-Row r of step s is example s * batch + r. Which conversations it holds is planned an epoch at a time (`packing.plan`), from lengths alone; an epoch is a whole
-number of steps, and the next one follows without a seam. Every process and every worker plans the same, so a run starts at any step, and the rows of several
-processes together are those of one.
+Row r of step s is example s * batch + r. Which conversations it holds is planned from lengths alone (`packing.plan`): an epoch's order is cut into chapters,
+each of which becomes a whole number of steps. Every process and every worker plans the same, so a run starts at any step, and the rows of several processes
+together are those of one. Chapters are planned as they come; to begin at a late step, all before it are planned first.
 """
 
 from __future__ import annotations
 
 import threading
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data.conversation import ConversationReader, Sample
@@ -25,7 +26,8 @@ from revision_jax.data.packed_row import Arrays, packed_row
 from revision_jax.data.packing import Plan, filled, plan, shapes_of
 from revision_jax.errors import UserError
 
-PLANS = 2  # epochs whose plans are kept: workers read ahead into the next
+CHAPTER = 65_536  # conversations that are planned at a time
+KEPT = 2  # chapters whose plans are kept: threads read ahead into the next
 
 
 class ConversationSource:
@@ -43,11 +45,12 @@ class ConversationSource:
             if not len(own):
                 raise ConfigError(f"stages.{stage.name}.conversation.rows: none of the conversations of {name} fits into a row; allow longer ones")
         self._forget()
+        self.size = len(self._order(0))  # conversations of an epoch, of any alike
 
     def example(self, index: int) -> Arrays:
         """One row. Raises UserError for media that cannot be read any more, or that have changed since they were measured."""
         step, row = divmod(int(index), self.stage.batch)
-        planned, step = self.plan_of(step)
+        planned, step = self.chapter_of(step)
         shape = self.asked.rows[planned.shapes[step]]
         members = planned.row(step * self.stage.batch + row)
         samples = [self._sample(int(member)) for member in members]
@@ -55,23 +58,28 @@ class ConversationSource:
 
     def conversations(self, step: int) -> list[list[tuple[int, int]]]:
         """(dataset, number in it) of the conversations in each row of a step."""
-        planned, step = self.plan_of(step)
+        planned, step = self.chapter_of(step)
         rows = (planned.row(step * self.stage.batch + row) for row in range(self.stage.batch))
         return [[self._where(int(member)) for member in row] for row in rows]
 
-    def plan_of(self, step: int) -> tuple[Plan, int]:
-        """The plan of the epoch in which a step lies, and the step's number in it."""
+    @property
+    def chapters(self) -> int:
+        """Of an epoch."""
+        return -(-self.size // CHAPTER)
+
+    def chapter_of(self, step: int) -> tuple[Plan, int]:
+        """The plan of the chapter in which a step lies, and the step's number in it."""
         with self._lock:
-            epoch = int(np.searchsorted(self._ends, step, side="right"))
-            while epoch >= len(self._ends):
+            chapter = int(np.searchsorted(self._ends, step, side="right"))
+            while chapter >= len(self._ends):
                 self._ends.append((self._ends[-1] if self._ends else 0) + self._plan(len(self._ends)).steps)
-                epoch = int(np.searchsorted(self._ends, step, side="right"))
-            return self._plan(epoch), step - (self._ends[epoch - 1] if epoch else 0)
+                chapter = int(np.searchsorted(self._ends, step, side="right"))
+            return self._plan(chapter), step - (self._ends[chapter - 1] if chapter else 0)
 
     def report(self) -> list[str]:
-        """What an epoch is, in a few lines: how many conversations of each dataset, how many steps, how full its rows."""
-        planned = self.plan_of(0)[0]
-        seen = Counter(self._where(int(member))[0] for member in planned.samples)
+        """What an epoch is, in a few lines: how many conversations of each dataset, how many steps, how full its rows (told by its first chapter)."""
+        planned, chapters = self.chapter_of(0)[0], self.chapters
+        seen = np.bincount(np.searchsorted(self.starts, self._order(0), side="right") - 1, minlength=len(self.datasets))
         lines = []
         for number, (name, weight) in enumerate(self.asked.mixture):
             own = slice(self.starts[number], self.starts[number + 1])
@@ -81,7 +89,8 @@ class ConversationSource:
         full = filled(planned, self.lengths, self.asked.rows)
         each = full.conversations / max(planned.steps, 1)
         shares = f"filled {full.tokens:.1%}" + (f", the encoder's slots {full.patches:.1%}" if full.patches else "")
-        return [*lines, f"an epoch is {planned.steps:,} steps of {self.stage.batch} rows ({each:.1f} conversations a step); rows are {shares}"]
+        steps = f"{planned.steps:,}" if chapters == 1 else f"about {round(seen.sum() / each):,}"
+        return [*lines, f"an epoch is {steps} steps of {self.stage.batch} rows ({each:.1f} conversations a step); rows are {shares}"]
 
     # ---- parts
 
@@ -101,23 +110,33 @@ class ConversationSource:
             raise UserError(f"{self.datasets[dataset].path}: conversation {number} has changed since it was measured; delete {where}, it is made again")
         return sample
 
-    def _plan(self, epoch: int) -> Plan:
-        if epoch not in self._plans:
-            order = epoch_order(self.members, [weight for _, weight in self.asked.mixture], self.seed, epoch)
-            rng = np.random.default_rng([*self.seed, epoch, len(self.members)])
-            self._plans[epoch] = plan(order, self.shapes, self.lengths, self.asked.rows, self.stage.batch, self.asked.window, rng)
-            while len(self._plans) > PLANS:
+    def _order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        """Of an epoch's conversations. One epoch's is kept."""
+        with self._lock:
+            if self._ordered is None or self._ordered[0] != epoch:
+                weights = [weight for _, weight in self.asked.mixture]
+                self._ordered = epoch, epoch_order(self.members, weights, self.seed, epoch)
+            return self._ordered[1]
+
+    def _plan(self, chapter: int) -> Plan:
+        if chapter not in self._plans:
+            epoch, part = divmod(chapter, self.chapters)
+            order = self._order(epoch)[part * CHAPTER : (part + 1) * CHAPTER]
+            rng = np.random.default_rng([*self.seed, epoch, part + 1])
+            self._plans[chapter] = plan(order, self.shapes, self.lengths, self.asked.rows, self.stage.batch, self.asked.window, rng)
+            while len(self._plans) > KEPT:
                 self._plans.popitem(last=False)
-        return self._plans[epoch]
+        return self._plans[chapter]
 
     def _forget(self) -> None:
         self._lock = threading.RLock()
         self._open: dict[int, Any] = {}
+        self._ordered: tuple[int, np.ndarray] | None = None
         self._plans: OrderedDict[int, Plan] = OrderedDict()
-        self._ends: list[int] = []  # of each epoch: the step behind its last
+        self._ends: list[int] = []  # of each chapter: the step behind its last
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open", "_plans", "_ends")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open", "_ordered", "_plans", "_ends")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -1,13 +1,13 @@
-"""Packing conversations of unequal length into rows of static shapes, planned from their lengths alone: a pure function of (seed, epoch).
+"""Packing conversations of unequal length into rows of static shapes, planned from their lengths alone: a pure function of the lengths and a seed.
 
 A row (`RowConfig`) has room for tokens, for visual tokens among them, for learnt tokens, and for pictures in the encoder's slots. A conversation belongs
-to the first shape that holds it. All of a shape's conversations, in the epoch's order, are cut into windows; each window is packed best-fit-decreasing: the
+to the first shape that holds it. All of a shape's conversations, in their order, are cut into windows; each window is packed best-fit-decreasing: the
 longest first, each into the fullest row that still holds it. Rows are shuffled, filled up to whole steps with empty ones, and the steps of all shapes
 shuffled again:
 
-    order of the epoch   c a d b f e ...     windows of shape 0: [c a d] [b f e]     rows: {c d} {a} | {b e} {f}     steps of 2 rows: ({f} {c d}) ({b e} {a})
+    order   c a d b f e ...     windows of shape 0: [c a d] [b f e]     rows: {c d} {a} | {b e} {f}     steps of 2 rows: ({f} {c d}) ({b e} {a})
 
-So an epoch shows every conversation once, a step has one shape, and whoever knows the seed knows the rows of any step.
+So every conversation is shown once, and a step has one shape.
 
 Pictures share slots: the encoder's attention is confined to a picture by segment ids, and costs what a slot costs. Equal pictures one after another are a
 run; each run goes into the fullest slot with room, as many as it takes, then into the next.
@@ -17,7 +17,6 @@ Best-fit-decreasing: Johnson et al. 1974; packing without cross-contamination: K
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ class Stretch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The rows of one epoch: `batch` of them a step. Row r holds the conversations samples[first[r] : first[r + 1]]; it may be empty."""
+    """Rows: `batch` of them a step. Row r holds the conversations samples[first[r] : first[r + 1]]; it may be empty."""
 
     shapes: Int[np.ndarray, " steps"]  # number of each step's RowConfig
     first: Int[np.ndarray, " rows+1"]
@@ -63,14 +62,15 @@ def place(runs: Sequence[Run], free: list[int], sizes: Sequence[int]) -> list[St
     """Where the pictures go, given the slots' sizes and what each has left; `free` is reduced. None, and `free` as it was, where they do not fit."""
     left, found = list(free), []
     for number, (count, patches) in sorted(enumerate(runs), key=lambda item: -item[1][1]):
-        while count:
-            room, slot = min(((room, slot) for slot, room in enumerate(left) if room >= patches), default=(0, -1))
-            if slot < 0:
-                return None
+        for room, slot in sorted((room, slot) for slot, room in enumerate(left) if room >= patches):
             some = min(count, room // patches)
             found.append(Stretch(number, slot, sizes[slot] - room, some))
             left[slot] -= some * patches
             count -= some
+            if not count:
+                break
+        if count:
+            return None
     free[:] = left
     return found
 
@@ -88,47 +88,52 @@ def placed(samples: Sequence[Sequence[Run]], shape: RowConfig) -> list[list[Stre
 def shapes_of(lengths: Lengths, rows: Sequence[RowConfig]) -> Int[np.ndarray, " n"]:
     """For every conversation the number of the first shape that holds it; -1 for one that cannot be used or that none holds."""
     found = np.full(len(lengths), -1, np.int8)
+    runs = np.diff(lengths.first)
     for number, shape in enumerate(rows):
-        open_ = (found < 0) & (lengths.tokens > 0)
-        fits = open_ & (lengths.tokens <= shape.length) & (lengths.visual <= shape.visual) & (lengths.labels <= shape.labels)
         sizes = slots_of(shape)
-        for index in np.flatnonzero(fits):
-            if place(lengths.runs(index), list(sizes), sizes) is not None:
-                found[index] = number
+        fits = (found < 0) & (lengths.tokens > 0)
+        fits &= (lengths.tokens <= shape.length) & (lengths.visual <= shape.visual) & (lengths.labels <= shape.labels)
+        single = np.flatnonzero(fits & (runs == 1))  # nearly all: equal pictures alone, whose number a formula tells
+        own = lengths.first[single]
+        room = sum((count * (patches // lengths.patches[own]) for count, patches in shape.slots), np.zeros(len(single), np.int64))
+        fits[single] = lengths.pictures[own] <= room
+        for index in np.flatnonzero(fits & (runs > 1)):
+            fits[index] = place(lengths.runs(index), list(sizes), sizes) is not None
+        found[fits] = number
     return found
 
 
 def pack(members: Int[np.ndarray, " n"], lengths: Lengths, shape: RowConfig) -> list[list[int]]:
     """Rows of one window, each a list of conversations (numbers of `lengths`)."""
     rows: list[list[int]] = []
-    room: list[list] = []  # of each row: visual tokens, labels, patches of each slot
-    fullest: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    slots: list[list[int]] = []  # patches that each slot of a row has left
     sizes = slots_of(shape)
+    whole = (shape.length, shape.visual, shape.labels, sum(sizes), max(sizes, default=0))
+    left = np.zeros((len(members), len(whole)), np.int64)  # of each row: tokens, visual tokens, labels, patches, patches of its emptiest slot
     for index in members[np.argsort(-lengths.tokens[members], kind="stable")]:
-        tokens, visual, labels, runs = int(lengths.tokens[index]), int(lengths.visual[index]), int(lengths.labels[index]), lengths.runs(index)
-        chosen = None
-        for at in range(bisect_left(fullest, (tokens, 0)), len(fullest)):
-            row = fullest[at][1]
-            if room[row][0] >= visual and room[row][1] >= labels and place(runs, room[row][2], sizes) is not None:
-                chosen = fullest.pop(at)
+        runs = lengths.runs(index)
+        patches = sum(count * size for count, size in runs)
+        needed = (lengths.tokens[index], lengths.visual[index], lengths.labels[index], patches, max((size for _, size in runs), default=0))
+        fitting = np.flatnonzero((left[: len(rows)] >= needed).all(1))
+        for row in fitting[np.argsort(left[fitting, 0], kind="stable")]:  # the fullest first
+            if place(runs, slots[row], sizes) is not None:
                 break
-        if chosen is None:
-            chosen = (shape.length, len(rows))
+        else:
+            row = len(rows)
+            left[row] = whole
             rows.append([])
-            room.append([shape.visual, shape.labels, list(sizes)])
-            place(runs, room[-1][2], sizes)
-        left, row = chosen
+            slots.append(list(sizes))
+            place(runs, slots[row], sizes)
         rows[row].append(int(index))
-        room[row][0] -= visual
-        room[row][1] -= labels
-        insort(fullest, (left - tokens, row))
+        left[row, :4] -= needed[:4]
+        left[row, 4] = max(slots[row], default=0)
     return rows
 
 
 def plan(
     order: Int[np.ndarray, " n"], shapes: Int[np.ndarray, " m"], lengths: Lengths, rows: Sequence[RowConfig], batch: int, window: int, rng: np.random.Generator
 ) -> Plan:
-    """The rows of one epoch. order: conversations in the epoch's order, as numbers of `lengths`; shapes: of `shapes_of`; batch: rows of a step."""
+    """Steps that hold the conversations of `order` (numbers of `lengths`) once. shapes: of `shapes_of`; batch: rows of a step."""
     steps: list[tuple[int, list[list[int]]]] = []
     for number, shape in enumerate(rows):
         members = order[shapes[order] == number]

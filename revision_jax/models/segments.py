@@ -32,14 +32,13 @@ def segment_attention(
     *,
     causal: bool,
     implementation: str = "xla",
-    block: int = BLOCK,
 ) -> Float[Array, "B S K d"]:
-    """`attention` inside each segment; rows of segment 0 give zeros. block: scores that are held at once ("xla" alone goes through a row in parts).
+    """`attention` inside each segment; rows of segment 0 give zeros. Masked columns of k and v must hold finite numbers.
 
-    Masked columns of k and v must hold finite numbers.
+    BLOCK bounds the scores that are held at once; other implementations than "xla" take the mask as a whole.
     """
     batch, length, heads, width = q.shape
-    size = max(1, min(length, block // (batch * heads * length)))
+    size = max(1, min(length, BLOCK // (batch * heads * length)))
     if size == length or implementation != "xla":
         return attention(q, k, v, mask=segment_mask(segments, segments, causal), implementation=implementation)
     count = -(-length // size)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from revision_jax.config import ConfigError, RowConfig
+from revision_jax.data import conversation_source
 from revision_jax.data import lengths as measuring
 from revision_jax.data.conversation import ConversationReader
 from revision_jax.data.conversation_source import ConversationSource
@@ -53,16 +54,24 @@ def conversations(source, steps):
     return [row for step in steps for row in source.conversations(step)]
 
 
-def test_an_epoch_shows_every_conversation_once_and_the_next_one_again_in_another_order(source):
-    first, at = source.plan_of(0)
-    assert at == 0
-    second, at = source.plan_of(first.steps)
-    assert at == 0
+@pytest.mark.parametrize("chapter", [65_536, 10])
+def test_an_epoch_shows_every_conversation_once_and_the_next_one_again_in_another_order(built, media, monkeypatch, chapter):
+    monkeypatch.setattr(conversation_source, "CHAPTER", chapter)
+    source = source_of(built, media)
+    assert source.chapters == (1 if chapter > 35 else 4)
     wanted = sorted([(0, i) for i in range(12)] + [(1, i) for i in range(23)])
-    epochs = [conversations(source, range(first.steps)), conversations(source, range(first.steps, first.steps + second.steps))]
-    for rows in epochs:
-        assert sorted(one for row in rows for one in row) == wanted
+    epochs, step = [], 0
+    for _ in range(2):
+        first = step
+        for _ in range(source.chapters):
+            planned, at = source.chapter_of(step)
+            assert at == 0
+            step += planned.steps
+        epochs.append(conversations(source, range(first, step)))
+        assert sorted(one for row in epochs[-1] for one in row) == wanted
     assert epochs[0] != epochs[1]
+    late = source_of(built, media)
+    assert conversations(late, [step - 1]) == conversations(source, [step - 1])  # begun there
 
 
 def same(one, other):
@@ -92,7 +101,7 @@ def test_worker_processes_give_the_same_batches(built, media):
 
 
 def test_a_row_is_its_conversations_side_by_side(source):
-    for step in range(source.plan_of(0)[0].steps):
+    for step in range(source.chapter_of(0)[0].steps):
         for row, members in enumerate(source.conversations(step)):
             made = source.example(step * 2 + row)
             samples = [source._sample(int(source.starts[dataset]) + number) for dataset, number in members]
@@ -117,12 +126,12 @@ def test_visual_tokens_are_gathered_from_the_patches_that_they_are_made_of(built
     monkeypatch.setattr(conversing, "model", lambda: (pruned, state))
     source = source_of(built, media)
     patch = 4
-    for step in range(source.plan_of(0)[0].steps):
+    for step in range(source.chapter_of(0)[0].steps):
         for row, members in enumerate(source.conversations(step)):
             made = source.example(step * 2 + row)
             if "parts" not in made:
                 continue
-            slots = range(len(source.asked.rows[source.plan_of(0)[0].shapes[step]].slots))
+            slots = range(len(source.asked.rows[source.chapter_of(0)[0].shapes[step]].slots))
             flat = lambda name, made=made, slots=slots: np.concatenate([made[f"{name}_{k}"].reshape(-1, *made[f"{name}_{k}"].shape[2:]) for k in slots])
             pixels, rows, columns, pictures = (flat(name) for name in ("pixels", "rows", "columns", "pictures"))
             tokens = iter(made["parts"])
@@ -189,7 +198,7 @@ def test_what_cannot_be_read_is_known_and_what_is_too_long_is_told(tmp_path, med
     source = ConversationSource(config, stage, reader, [built], [lengths])
     told = "\n".join(source.report())
     assert "all: 7 conversations an epoch (weight 1); 1 cannot be read and 1 are too long for any row" in told
-    planned = source.plan_of(0)[0]
+    planned = source.chapter_of(0)[0]
     assert f"an epoch is {planned.steps} steps of 2 rows" in told and "filled" in told and "the encoder's slots" in told
     short = conversing.stage(rows=(RowConfig(8, 0, 8, ()),))
     with pytest.raises(ConfigError, match=r"stages\.talk\.conversation\.rows: none of the conversations of all fits"):
