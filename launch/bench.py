@@ -1,4 +1,4 @@
-"""Measures: `python -m launch.bench ground|convert [--json F]`.
+"""Measures: `python -m launch.bench NAME [--json F]`.
 
 ground: what a person waits for on an hour of video, in fresh processes: the first question (reading, encoding, compiling, searching), another question as
 a new command, a further one in the same process; how many programs are compiled for ten minutes and for three hours; and, with --long, how much
@@ -6,6 +6,8 @@ memory nine hours take beside one.
 
 convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
 of the same files, and the most anonymous memory that it takes. With --load also the seconds until a `Chat` has either on its device.
+
+startup: see `bench_startup.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +25,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.bench_commands import QUERIES, rendered, timed
+from launch.bench_startup import startup
 from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
-
-QUERIES = (
-    "a small red ring",
-    "a large blue star moves to the left",
-    "a green square turns white",
-    "a yellow circle passes behind a black cross",
-    "a striped cyan cross",
-)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,13 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def ground(options: argparse.Namespace) -> dict[str, float | int]:
     """Figures of `launch.ground`; seconds are wall clock of whole commands unless they say otherwise."""
-    hour, short, three = (_video(options.workdir, seconds) for seconds in (3600, 600, 3 * 3600))
+    hour, short, three = (rendered(options.workdir, seconds) for seconds in (3600, 600, 3 * 3600))
     cache = options.workdir / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     command = [sys.executable, "-m", "launch.ground", "--checkpoint", options.checkpoint, "--cache", str(cache)]
     figures: dict[str, float | int] = {}
-    figures["first question on an hour, new command (s)"], figures["its peak memory (MiB)"] = _timed([*command, str(hour), "--query", QUERIES[0]])
-    again = [_timed([*command, str(hour), "--query", query])[0] for query in QUERIES[1:4]]
+    first = timed([*command, str(hour), "--query", QUERIES[0]])
+    figures["first question on an hour, new command (s)"], figures["its peak memory (MiB)"] = first.seconds, first.peak_mib
+    again = [timed([*command, str(hour), "--query", query]).seconds for query in QUERIES[1:4]]
     figures["a further question as a new command, median of 3 (s)"] = statistics.median(again)
 
     from revision_jax.grounding.grounder import Grounder
@@ -104,12 +101,11 @@ def ground(options: argparse.Namespace) -> dict[str, float | int]:
         figures[f"programs compiled for {name}"] = sum(fresh.programs.compiled.values())
     if options.long:
         shutil.rmtree(cache / "features", ignore_errors=True)
-        nine = _video(options.workdir, 9 * 3600)
-        _, one_mib = _timed([*command, str(hour), "--query", QUERIES[0]])
-        took, nine_mib = _timed([*command, str(nine), "--query", QUERIES[0]])
-        figures["first question on nine hours, new command (s)"] = took
-        figures["peak memory on one hour (MiB)"], figures["peak memory on nine hours (MiB)"] = one_mib, nine_mib
-        figures["nine hours to one, peak memory"] = nine_mib / one_mib
+        nine = rendered(options.workdir, 9 * 3600)
+        short, long = (timed([*command, str(video), "--query", QUERIES[0]]) for video in (hour, nine))
+        figures["first question on nine hours, new command (s)"] = long.seconds
+        figures["peak memory on one hour (MiB)"], figures["peak memory on nine hours (MiB)"] = short.peak_mib, long.peak_mib
+        figures["nine hours to one, peak memory"] = long.peak_mib / short.peak_mib
     return figures
 
 
@@ -158,7 +154,7 @@ def _loading(folder: Path) -> float:
     return time.perf_counter() - began
 
 
-BENCHES = {"ground": ground, "convert": convert, "data": lambda options: importlib.import_module("launch.bench_data").data(options)}
+BENCHES = {"ground": ground, "convert": convert, "data": lambda options: importlib.import_module("launch.bench_data").data(options), "startup": startup}
 
 
 def watched(command: list[str]) -> tuple[float, int]:
@@ -198,30 +194,6 @@ def _forget(files: Sequence[Path]) -> None:
         with open(file, "rb+") as stream:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _video(workdir: Path, seconds: int) -> Path:
-    from launch import synthesize
-
-    folder = workdir / f"{seconds}s"
-    if not (folder / "video.mp4").exists():
-        synthesize.main(["--seed", "11", "--duration", str(seconds), "--out", str(folder)])
-    return folder / "video.mp4"
-
-
-def _timed(command: list[str]) -> tuple[float, float]:
-    """(wall seconds, peak resident MiB) of a command in a process of its own. Raises UserError if it fails."""
-    from revision_jax.errors import UserError
-
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    if status != 0:
-        raise UserError(f"{' '.join(command[1:4])}: failed ({errors.strip().splitlines()[-1] if errors.strip() else 'no message'})")
-    scale = 1 if sys.platform == "darwin" else 1024
-    return seconds, usage.ru_maxrss * scale / 2**20
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,12 @@ class StoredProgram:
             self.traced += 1
             exported = jax.export.export(jax.jit(self.function), disabled_checks=ALLOWED)(*shapes)
             _write(file, bytes(exported.serialize()))
-        return jax.jit(exported.call).lower(*shapes).compile()
+
+        def call(*args: Any) -> Any:
+            return exported.call(*args)
+
+        call.__name__ = re.sub(r"\W", "_", self.name)  # in profiles and in the compile cache
+        return jax.jit(call).lower(*shapes).compile()
 
 
 def stored_json(name: str, identity: str, make: Callable[[], Any]) -> Any:

@@ -33,6 +33,7 @@ from revision_jax.errors import UserError
 from revision_jax.grounding import answer as answers
 from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
+from revision_jax.grounding.level_functions import level_state
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.grounding.programs import Programs
@@ -140,9 +141,10 @@ class Grounder:
 
         progress(programs done, programs in all).
         """
-        state, params = self.programs.state, self.programs.state["params"]
-        wanted = [(extraction.image_program(self.config, encoder), shapes) for encoder, shapes in extraction.image_shapes(self.config, params)]
-        wanted += [(self.programs.stored(shape.kind, shape.level), (state, *shape.arrays)) for shape in program_shapes(self.programs.functions, state)]
+        programs, state = self.programs, self.programs.state
+        wanted = [(extraction.image_program(self.config, encoder), shapes) for encoder, shapes in extraction.image_shapes(self.config, state["params"])]
+        for shape in program_shapes(programs.functions, state):
+            wanted.append((programs.stored(shape.kind, shape.level), (level_state(state, shape.level), *shape.arrays)))
         for done, (program, shapes) in enumerate(wanted):
             if progress:
                 progress(done, len(wanted))

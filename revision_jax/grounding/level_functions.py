@@ -38,7 +38,7 @@ for kind in (Decoded, WindowTokens):
 
 
 class LevelFunctions:
-    """The functions of one model: pure, but for the tables that they close over, which config and tokenizer make.
+    """The functions of one model: pure, but for the tables that they close over, which config and tokenizer make. `state` is `level_state` of it, or all.
 
     An `ask` is what a batch of B questions shows the decoder: {"tokens" [B S D], "mask" [B S], "vectors" [B F E], "motion" [B 2] or None, "after_ids" and
     "after_mask" [B S], the text behind the visual tokens}.
@@ -165,6 +165,13 @@ class LevelFunctions:
         grammar = self.grammar(level)
         asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.steps)
         return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)
+
+
+def level_state(state: dict, level: str = "") -> dict:
+    """What the programs of a level read of the state, or those of no level: the fewer arguments, the sooner a stored program is ready."""
+    names = ("decoder", "similarity") if level else ("text", "similarity")
+    params = {name: state["params"][name] for name in names if name in state["params"]}
+    return {"params": params, **({name: state[name] for name in (f"adapter/{level}", f"lora/{level}")} if level else {})}
 
 
 def number_ids(tokenizer: Tokenizer, config: ExperimentConfig, count: int) -> np.ndarray:

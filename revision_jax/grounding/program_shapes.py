@@ -21,7 +21,7 @@ FEATURES = jnp.float16  # of a feature store
 
 @dataclass(frozen=True)
 class ProgramShape:
-    """One program. arrays: trees of `jax.ShapeDtypeStruct`, the arguments behind the state."""
+    """One program. arrays: trees of `jax.ShapeDtypeStruct`, the arguments behind the state (`level_functions.level_state`)."""
 
     kind: str
     level: str  # "" where it belongs to none

@@ -28,7 +28,7 @@ from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.grounding.generate import Decoded
-from revision_jax.grounding.level_functions import LevelFunctions, WindowTokens
+from revision_jax.grounding.level_functions import LevelFunctions, WindowTokens, level_state
 from revision_jax.stored_programs import StoredProgram
 
 LONGEST_QUERY = 1000  # characters
@@ -81,7 +81,7 @@ class Programs:
         return {key: program.count for key, program in self._stored.items()}
 
     def stored(self, kind: str, name: str) -> StoredProgram:
-        """The program of one kind for the level `name`, "" where it belongs to none. Called with the state before its arrays."""
+        """The program of one kind for the level `name`, "" where it belongs to none. Called with its `level_state` before its arrays."""
         key = (kind, name)
         if key not in self._stored:
             function = self.functions.by_kind[kind]
@@ -92,7 +92,7 @@ class Programs:
     def run(self, kind: str, name: str, *arrays: Any) -> Any:
         """One device call."""
         self.calls += 1
-        return self.stored(kind, name)(self.state, *arrays)
+        return self.stored(kind, name)(level_state(self.state, name), *arrays)
 
     # -------------------------------------------------------------------------------------------------------------------- question
 
@@ -149,14 +149,14 @@ class Programs:
         d = below.summary.shape[-1]
         made = []
         for first in range(0, len(members), level.tokens):
-            part = members[first : first + level.tokens]
+            runs = members[first : first + level.tokens]
             frames = np.zeros((level.tokens, length, d), np.float32)
             seen, valid = np.zeros((level.tokens, length, below.level.shape[-1]), np.float32), np.zeros((level.tokens, length), bool)
-            for r, windows in enumerate(part):
+            for r, windows in enumerate(runs):
                 own = slice(0, len(windows))
                 frames[r, own], seen[r, own], valid[r, own] = below.summary[list(windows)], below.level[list(windows)], True
             out = self.run("run tokens", level.name, frames, valid, question.tokens, question.mask, seen)
-            made.append([np.asarray(x)[: len(part)] for x in out])
+            made.append([np.asarray(x)[: len(runs)] for x in out])
         return WindowTokens(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
     def window_answers(self, level: LevelConfig, groups: Sequence[tuple[WindowTokens, Question]]) -> tuple[Decoded, int]:
@@ -202,11 +202,11 @@ class Programs:
         A row's arrays: {"tokens" [T N E], "change" [T N], "valid" [T]}.
         """
         out, dropped, calls = [], [], 0
-        for part in _batches(list(rows), level.batch):
-            tokens, change, valid = (np.stack([arrays[name] for arrays, _ in part.filled]) for name in ("tokens", "change", "valid"))
-            made, lost = self.run("patch answer", level.name, tokens, change, valid, self._questions([q for _, q in part.filled], level))
-            out.append(_host(made, part.count))
-            dropped.append(np.asarray(lost)[: part.count])
+        for batch in _batches(list(rows), level.batch):
+            tokens, change, valid = (np.stack([arrays[name] for arrays, _ in batch.filled]) for name in ("tokens", "change", "valid"))
+            made, lost = self.run("patch answer", level.name, tokens, change, valid, self._questions([q for _, q in batch.filled], level))
+            out.append(_host(made, batch.count))
+            dropped.append(np.asarray(lost)[: batch.count])
             calls += 1
         return _join(out), np.concatenate(dropped), calls
 

@@ -11,7 +11,7 @@ import pytest
 
 from revision_jax import extraction
 from revision_jax.config import LevelConfig
-from revision_jax.grounding.level_functions import LevelFunctions
+from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes, token_counts
 from revision_jax.grounding.search import Searcher
 from revision_jax.models.revision import abstract_state
@@ -28,7 +28,7 @@ def test_a_session_over_ten_lengths_compiles_nothing_else(config, programs, monk
     ready = set()
     for shape in program_shapes(programs.functions, programs.state):
         program = programs.stored(shape.kind, shape.level)
-        program.prepare(programs.state, *shape.arrays)
+        program.prepare(level_state(programs.state, shape.level), *shape.arrays)
         ready.add(program)
     compiled, called, call = programs.compiled, set(), StoredProgram.__call__
 
