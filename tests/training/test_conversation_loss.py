@@ -134,6 +134,7 @@ def test_garbage_in_pads_changes_nothing(packed):
     assert largest(jax.tree.map(lambda a, b: a - b, gradients, packed[1])) < 1e-6 * largest(gradients)
 
 
+@pytest.mark.slow
 def test_long_rows_and_many_labels_are_gone_through_in_parts(packed, monkeypatch):
     """Blocks of attention, chunks of labels, layers computed again: the same numbers."""
     monkeypatch.setattr(losses, "CHUNK", 7)
