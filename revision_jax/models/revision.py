@@ -41,7 +41,7 @@ class Visual(NamedTuple):
 
 
 def init_state(config: ExperimentConfig, key: Array) -> dict:
-    """A freshly initialised state, float32. Levels of one kind start from different keys."""
+    """A freshly initialised state, float32 but for `params`, which are `train.base_dtype`. Levels of one kind start from different keys."""
     keys = iter(jax.random.split(key, 8 + 2 * len(config.grounding.levels)))
     vision, text = config.vision, config.text
     params = {"vision": _init_vision(vision, next(keys))}
@@ -55,7 +55,7 @@ def init_state(config: ExperimentConfig, key: Array) -> dict:
         params["patch_vision"] = _init_vision(config.patch_vision, jax.random.fold_in(key, 1))
     if vision.projection:
         params["projection"] = {"kernel": jax.random.normal(next(keys), (vision.width, vision.projection)) * vision.width**-0.5}
-    state = {"params": params}
+    state = {"params": jax.tree.map(lambda x: x.astype(config.train.base_dtype), params)}
     for level in config.grounding.levels:
         state[f"adapter/{level.name}"] = init_adapter(level, config, next(keys))
         key = next(keys)
@@ -325,7 +325,7 @@ def answer_logits(
 
     What stands before the answer may end in padding, so its first token is predicted from the last valid row before it. `key` turns dropout on.
     """
-    decoder = Decoder(config.decoder)
+    decoder = Decoder(config.decoder, config.mesh.rules)
     variables = {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
     embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)
     batch, n = visual.valid.shape
