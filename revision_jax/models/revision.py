@@ -24,6 +24,7 @@ from revision_jax.models.decoder import Decoder, init_decoder, init_lora
 from revision_jax.models.pruner import prune
 from revision_jax.models.text import TextTower
 from revision_jax.models.vision import VisionTransformer, merge_tokens
+from revision_jax.sharding.activations import constrain
 
 
 class Visual(NamedTuple):
@@ -102,6 +103,7 @@ def encode_frames(
 ) -> dict[str, Array]:
     """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}. B is frames: they never see each other. `encoder`: see `ExperimentConfig.encoder`."""
     vision = config.encoder(encoder)
+    patches = constrain(patches, config.mesh.rules, "frame", None, None)
     out = VisionTransformer(vision).apply({"params": params[encoder]}, patches, rows, columns, valid)
     frame = out["frame"]
     tokens = merge_tokens(out["tokens"], grid, vision.merge)
@@ -240,7 +242,7 @@ def sparse_tokens(
 ) -> tuple[Float[Array, "W H"], Float[Array, "W D"]]:
     """Each window as one token, in the light of the query: (token, summary before the last linear, which a nested level reads)."""
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
-    frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
+    frames = constrain(jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0), config.mesh.rules, "frame", None, None)  # windows never see each other
     rngs = None if key is None else {"dropout": key}
     return adapter.apply({"params": state[f"adapter/{name}"]}, frames, valid, query, query_mask, deterministic=key is None, rngs=rngs)
 

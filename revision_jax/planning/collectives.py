@@ -89,20 +89,22 @@ def _groups(attributes: str, devices: int) -> Int[np.ndarray, "g n"] | None:
         return np.asarray(rows) if len({len(row) for row in rows}) == 1 else None
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if counted:
-        shape, dims = ([int(n) for n in counted.group(i).split(",")] for i in (1, 2))
-        order = np.arange(math.prod(dims)).reshape(dims)
-        if counted.group(3):
-            order = order.transpose([int(n) for n in counted.group(3).split(",")])
-        return order.reshape(shape)
+        return _counted(*counted.groups())
     if "replica_groups=mesh[" not in attributes:
         return np.arange(devices)[None]  # no groups named: all chips together
-    sizes, along, plain = _mesh_axes(attributes)
-    if not plain:
+    sizes, along, order = _mesh_axes(attributes)
+    if order is None:
         return None
-    order = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
     last = [list(sizes).index(name) for name in along]
     rest = [axis for axis in range(len(sizes)) if axis not in last]
     return order.transpose(*rest, *last).reshape(-1, math.prod(along.values()))
+
+
+def _counted(shape: str, dims: str, permutation: str | None) -> Int[np.ndarray, "..."]:
+    """0, 1, 2, .. as [2,4]<=[4,2]T(1,0) says: counted through `dims`, axes permuted, read as `shape`."""
+    numbers = [[int(n) for n in part.split(",")] for part in (shape, dims)]
+    order = np.arange(math.prod(numbers[1])).reshape(numbers[1])
+    return (order.transpose([int(n) for n in permutation.split(",")]) if permutation else order).reshape(numbers[0])
 
 
 def _size(attributes: str, devices: int) -> int:
@@ -113,12 +115,17 @@ def _size(attributes: str, devices: int) -> int:
     return len(listed.group(1).split(",")) if listed else devices
 
 
-def _mesh_axes(attributes: str) -> tuple[dict[str, int], dict[str, int], bool]:
-    """Groups named by axes, mesh['a'=4,'b'=16] {'a'}: (sizes of all, of those that a group extends along, whether these are whole and chips in order).
+def _mesh_axes(attributes: str) -> tuple[dict[str, int], dict[str, int], Int[np.ndarray, "..."] | None]:
+    """Groups named by axes, mesh['a'=4,'b'=16] {'a'}: (sizes of all axes, of those that a group extends along, the mesh of chips).
 
-    A part of an axis is written 'b':(before)size.
+    Chips are counted through the mesh, or as device_ids=([4,2]T(1,0)) says. A part of an axis is written 'b':(before)size; then the mesh is None.
     """
-    found = re.search(r"replica_groups=mesh\[([^\]]*)\](\([^)]*\))?\s*\{([^}]*)\}", attributes)
+    found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", attributes)
+    if found is None:
+        raise ValueError(f"groups of a collective that are written in a way not known here: {attributes[:160]}")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
-    along = {name: int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found.group(3))}
-    return sizes, along, found.group(2) is None and ":(" not in found.group(3)
+    along = {name: int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found.group(4))}
+    if ":(" in found.group(4):
+        return sizes, along, None
+    shape = ",".join(map(str, sizes.values()))
+    return sizes, along, _counted(shape, found.group(2) or shape, found.group(3))

@@ -111,24 +111,43 @@ class Module:
         if known:
             return int(known.group(1))
         condition = self.computations.get(loop.attribute("condition") or "")
-        found = [0] if condition is None else self._bounds(condition)
-        return max(1, *found) if found else 1
+        found = [] if condition is None else self._constants(condition)
+        return max(1, -(-max(found) // self._stride(loop, condition))) if found else 1
 
-    def _bounds(self, condition: Computation) -> list[int]:
-        """Whole-number constants of a condition and of what it calls."""
-        found = []
-        for instruction in condition.instructions.values():
-            if instruction.op == "constant" and instruction.shapes[0].dims == () and instruction.shapes[0].dtype[:1] in "su":
-                literal = re.fullmatch(r"-?\d+", ",".join(instruction.operands))
-                found += [int(literal.group())] if literal else []
-            for called in instruction.called:
-                if called in self.computations:
-                    found += self._bounds(self.computations[called])
-        return found
+    def _constants(self, computation: Computation) -> list[int]:
+        """Whole-number constants of a computation and of what it calls."""
+        found = [value for value in map(_whole, computation.instructions.values()) if value is not None]
+        called = [self.computations[name] for i in computation.instructions.values() for name in i.called if name in self.computations]
+        return found + [value for other in called for value in self._constants(other)]
+
+    def _stride(self, loop: Instruction, condition: Computation) -> int:
+        """By how much a turn of a loop adds to what its condition compares: the compiler may write several turns as one."""
+        counters = [i for i in condition.instructions.values() if i.op == "get-tuple-element" and i.shapes[0].dims == ()]
+        body = self.computations.get(loop.attribute("body") or "")
+        if len(counters) != 1 or body is None or body.root is None or body.root.op != "tuple":
+            return 1
+        number = int(re.search(r"index=(\d+)", counters[0].attributes).group(1))
+        added = body.instructions.get(body.root.operands[number])
+        while added is not None and added.op in ("copy", "bitcast"):
+            added = body.instructions.get(added.operands[0])
+        if added is None or added.op != "add":
+            return 1
+        steps = [_whole(body.instructions[name]) for name in added.operands if name in body.instructions]
+        return next((step for step in steps if step), 1)
+
+
+def _whole(instruction: Instruction) -> int | None:
+    """The value of a constant that is a whole number."""
+    if instruction.op != "constant" or instruction.shapes[0].dims or instruction.shapes[0].dtype[:1] not in "su":
+        return None
+    literal = re.fullmatch(r"-?\d+", instruction.operands[0])
+    return int(literal.group()) if literal else None
 
 
 # What these call is applied to elements, not run as a part of the program.
-APPLIED = frozenset({"reduce", "all-reduce", "all-reduce-start", "reduce-scatter", "reduce-window", "scatter", "select-and-scatter", "map", "sort", "custom-call"})
+APPLIED = frozenset(
+    {"reduce", "all-reduce", "all-reduce-start", "reduce-scatter", "reduce-window", "scatter", "select-and-scatter", "map", "sort", "custom-call"}
+)
 _HEAD = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s+\(.*\)\s*->\s*.*\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+)\s+=\s+(.*)$")
 _SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")

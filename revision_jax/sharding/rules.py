@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,7 +33,7 @@ class Rules:
 
     # activations
     batch: Axis = ("data", "fsdp")  # examples, windows of a call, questions
-    frame: Axis = ("data", "fsdp", "context")  # frames of a video in the encoder, which are its batch: no collective at all
+    frame: Axis = ("data", "fsdp", "context")  # frames in the encoder and windows in an adapter, which are its batch: no collective at all
     position: Axis = "context"  # positions of the decoder's sequence
     hidden: Axis = None  # width of an activation
     act_heads: Axis = "tensor"

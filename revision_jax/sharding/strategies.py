@@ -39,7 +39,7 @@ class Strategy:
 
     def mesh(self, devices: int) -> MeshConfig:
         """The mesh for a number of devices. Raises ConfigError for unknown mesh axes and for sizes that do not multiply to it."""
-        sizes = {axis: 1 for axis in AXES} | dict(self.sizes(devices))
+        sizes = dict.fromkeys(AXES, 1) | dict(self.sizes(devices))
         unknown = sorted(set(sizes) - set(AXES))
         if unknown:
             raise ConfigError(f"strategy {self.name}: unknown mesh axis {', '.join(unknown)}; known are {', '.join(AXES)}")
