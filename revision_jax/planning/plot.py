@@ -44,6 +44,9 @@ def _program(pen: ImageDraw.ImageDraw, top: int, group: Sequence[Report]) -> Non
     slowest = max([*(report.seconds.get(name, 0.0) for report in group for name in TIMES), 1e-12])
     first, second = MARGIN + LABELS, MARGIN + LABELS + CHART + GAP
     limit = group[0].bytes.get("available", 0)
+    if limit:
+        x = first + round((CHART - 110) * limit / memory)
+        pen.line((x, top - 4, x, top + ROW * len(group) - 6), LIMIT, 2)
     for number, report in enumerate(group):
         y = top + ROW * number
         pen.text((MARGIN, y), report.strategy, INK, _font(15))
@@ -58,16 +61,14 @@ def _program(pen: ImageDraw.ImageDraw, top: int, group: Sequence[Report]) -> Non
             pen.rectangle((x, y, x + wide, y + BAR), colour)
             x += wide
         told = f"{report.bytes['total'] / GIB:.1f}" + (f", {report.lacks / GIB:.1f} too much" if report.lacks else "")
+        pen.rectangle((x + 1, y, x + 10 + pen.textlength(told, _font(13)), y + BAR), PAPER)
         pen.text((x + 6, y + 2), told, LIMIT if report.lacks else INK, _font(13))
-        for line, (part, colour) in enumerate(TIMES.items()):
+        for line, (part, colour) in enumerate(TIMES.items() if report.seconds else ()):
             wide = round((CHART - 90) * report.seconds.get(part, 0.0) / slowest)
             own = (second, y + 8 * line, second + wide, y + 8 * line + 6)
             pen.rectangle(own, colour)
             if report.binds == part:
                 pen.text((own[2] + 6, own[1] - 4), milliseconds(report.seconds[part]), INK, _font(13))
-    if limit:
-        x = first + round((CHART - 110) * limit / memory)
-        pen.line((x, top - 4, x, top + ROW * len(group) - 6), LIMIT, 2)
 
 
 def _legend(pen: ImageDraw.ImageDraw, x: int, colours: dict[str, str], text: str) -> int:

@@ -89,7 +89,7 @@ def counted(number: float) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1000 * seconds:.3g}"
+    return "" if seconds is None else f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
 
 def shape(mesh: dict[str, int]) -> str:
