@@ -77,7 +77,7 @@ def preset(name: str, decoder: DecoderConfig) -> ExperimentConfig:
         grounding=GroundingConfig(levels=levels, rate=2.0, query_len=parts.SIGLIP_TEXT.max_len, prompt_len=96, answer_len=16),
         data=DataConfig(dataset="mad"),
         mesh=MeshConfig(data=1, fsdp=-1),
-        train=TrainConfig(stages=_stages()),
+        train=TrainConfig(base_dtype="bfloat16", stages=_stages()),
     )
 
 

@@ -70,7 +70,7 @@ def get_config() -> ExperimentConfig:
         ),
         data=DataConfig(dataset="mad", encoder=CLIP_L14),
         mesh=MeshConfig(data=1, fsdp=-1),
-        train=TrainConfig(stages=stages((1024, 256, 128), (5, 1, 2), QUERIES)),
+        train=TrainConfig(base_dtype="bfloat16", stages=stages((1024, 256, 128), (5, 1, 2), QUERIES)),
     )
 
 

@@ -30,7 +30,7 @@ def get_config() -> ExperimentConfig:
         vision=parts.CLIP_VISION,
         grounding=GroundingConfig(levels=(sparse, dense), rate=2.0, query_len=32, prompt_len=96, answer_len=16, confidence="entropy"),
         data=DataConfig(dataset="vidchapters", encoder=CLIP_L14),
-        train=TrainConfig(stages=_stages()),
+        train=TrainConfig(base_dtype="bfloat16", stages=_stages()),
     )
 
 

@@ -459,6 +459,7 @@ class MeshConfig:
 class TrainConfig:
     seed: int = 0
     stages: tuple[StageConfig, ...] = ()
+    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of `params` wherever a stage does not train them; what is trained is float32
     checkpoint_every: int = 250  # steps
     keep: int = 2
     log_every: int = 25
@@ -466,6 +467,7 @@ class TrainConfig:
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
         _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
+        _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16"))
 
 
 # ------------------------------------------------------------------------------------------------------------------------ everything

@@ -132,12 +132,13 @@ def _elsewhere(leaves: list) -> bool:
     return any(isinstance(leaf, jax.Array) and leaf.devices() != home for leaf in leaves)
 
 
-def _versions() -> tuple[str, ...]:
+def versions() -> tuple[str, ...]:
+    """Of jax, jaxlib and flax."""
     return tuple(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax"))
 
 
 @functools.cache
-def _source() -> str:
+def source_digest() -> str:
     """A hash of this package's source: whatever changes in it, nothing made by the old code is read."""
     digest, root = hashlib.blake2b(digest_size=20), Path(__file__).parent
     for file in sorted(root.rglob("*.py")):
@@ -150,7 +151,7 @@ def _source() -> str:
 
 
 def _file(folder: Path, *parts: Any) -> Path:
-    key = hashlib.blake2b(repr((*parts, _versions(), _source())).encode(), digest_size=20).hexdigest()
+    key = hashlib.blake2b(repr((*parts, versions(), source_digest())).encode(), digest_size=20).hexdigest()
     return folder / f"{key}{SUFFIX}"
 
 

@@ -55,7 +55,7 @@ def variables(state: dict, name: str) -> dict:
 
 def prefix(config: ExperimentConfig, state: dict, name: str, before: Int[np.ndarray, "A"], visual: Visual) -> dict:
     """Cache of the slots before the question: [B, A + N]. Nothing of the question is in it."""
-    decoder, weights = Decoder(config.decoder), variables(state, name)
+    decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
     batch, n = visual.valid.shape
     a = len(before)
     parts, valid = [visual.tokens.astype(config.decoder.dtype)], visual.valid
@@ -72,7 +72,7 @@ def ask(
     config: ExperimentConfig, state: dict, name: str, cache: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"], answer_len: int
 ) -> Asked:
     """Puts question and cues behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal, summary and cues are what counts."""
-    decoder, weights = Decoder(config.decoder), variables(state, name)
+    decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
     batch, used = cache["valid"].shape
     embeds, valid = question(visual, decoder.apply(weights, after_ids, method=Decoder.embed), after_mask)
     s = valid.shape[1]
@@ -94,7 +94,7 @@ def _repeat(tree, times: int):
 
 def _step(config: ExperimentConfig, weights: dict, asked: Asked, cache: dict, token: Array, valid: Array, step: Array, rows: int) -> tuple[Array, dict]:
     """One token for every row: its logits and the cache with it. Rows are B x `rows`."""
-    decoder = Decoder(config.decoder)
+    decoder = Decoder(config.decoder, config.mesh.rules)
     repeated = lambda x: None if x is None else jnp.repeat(x, rows, 0)
     hidden, cache = decoder.apply(
         weights, decoder.apply(weights, token[:, None], method=Decoder.embed), (repeated(asked.position) + step)[:, None], valid[:, None],

@@ -36,6 +36,7 @@ from revision_jax.models.attention import attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
 from revision_jax.models.rope import angles_1d, rotate
 from revision_jax.models.segments import segment_attention
+from revision_jax.sharding.activations import constrain
 
 # The bias is SIGNAL_GAIN * sum_c signal_scale_c * signal_c, with signal_scale stored as init / SIGNAL_GAIN. The factor changes nothing at the start;
 # under Adam, whose steps do not know the size of a weight, it lets a scale of one become three within a few hundred steps at 1e-3.
@@ -140,6 +141,7 @@ class Decoder(nn.Module):
     """See the module's text. Methods: `embed`, `__call__`, `logits`; call them as `Decoder(config).apply({"params": .., "lora": ..}, ..., method=..)`."""
 
     config: DecoderConfig
+    rules: str = "default"  # where hidden states lie, on a mesh (`sharding/activations.py`)
 
     def setup(self):
         c = self.config
@@ -198,7 +200,7 @@ class Decoder(nn.Module):
         """
         c = self.config
         batch, length = valid.shape
-        embeds = jnp.where(valid[..., None], embeds.astype(c.dtype), 0)  # a weight of zero does not silence a NaN
+        embeds = self._laid(jnp.where(valid[..., None], embeds.astype(c.dtype), 0))  # a weight of zero does not silence a NaN
         if summary is not None and reads is not None and self.summary_kernel is not None:
             added = summary.astype(jnp.float32) @ self.summary_kernel.astype(jnp.float32)
             embeds = embeds + jnp.where((reads & valid)[..., None], added[:, None, :], 0.0).astype(embeds.dtype)
@@ -230,9 +232,12 @@ class Decoder(nn.Module):
         hidden, layers = self._unrolled(embeds, angles, mask, reads, signal, cache["layers"], start, rows, deterministic)
         return self.norm(hidden), {"layers": layers, "valid": cached_valid, "signal": signal}
 
+    def _laid(self, hidden: Float[Array, "B S H"]) -> Float[Array, "B S H"]:
+        return constrain(hidden, self.rules, "batch", "position", "hidden")
+
     def _scanned(self, hidden, angles, mask, reads, signal, deterministic, segments=None):
         def body(block: Block, hidden: Array, _: None) -> tuple[Array, None]:
-            return block(hidden, angles, mask, reads, signal, deterministic=deterministic, segments=segments)[0], None
+            return self._laid(block(hidden, angles, mask, reads, signal, deterministic=deterministic, segments=segments)[0]), None
 
         if self.config.remat:
             body = nn.remat(body, prevent_cse=False)
@@ -256,6 +261,7 @@ class Decoder(nn.Module):
             rngs = {"dropout": self.make_rng("dropout")} if not deterministic and self.has_rng("dropout") else None
             layer = {name: tree[str(i)] if "0" in tree else jax.tree.map(lambda x, i=i: x[i], tree) for name, tree in trees.items()}
             hidden, cache = run(layer, hidden, None if caches is None else caches[i], rows if i == self.config.layers - 1 else None, rngs)
+            hidden = self._laid(hidden)
             written.append(cache)
         return hidden, written
 

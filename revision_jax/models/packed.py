@@ -51,7 +51,7 @@ def visual_tokens(config: ExperimentConfig, state: dict, level: str, batch: Batc
 
 def hidden(config: ExperimentConfig, state: dict, level: str, batch: Batch) -> Float[Array, "B S H"]:
     """The decoder's last hidden states, after its norm. `level` names the projector; the decoder is the bare one, without LoRA and search signal."""
-    decoder, weights = Decoder(config.decoder), {"params": state["params"]["decoder"]}
+    decoder, weights = Decoder(config.decoder, config.mesh.rules), {"params": state["params"]["decoder"]}
     embeds = decoder.apply(weights, batch["ids"], method=Decoder.embed)
     if "parts" in batch:
         shown = visual_tokens(config, state, level, batch).astype(embeds.dtype)

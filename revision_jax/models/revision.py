@@ -24,6 +24,7 @@ from revision_jax.models.decoder import Decoder, init_decoder, init_lora
 from revision_jax.models.pruner import prune
 from revision_jax.models.text import TextTower
 from revision_jax.models.vision import VisionTransformer, merge_tokens
+from revision_jax.sharding.activations import constrain
 
 
 class Visual(NamedTuple):
@@ -41,7 +42,7 @@ class Visual(NamedTuple):
 
 
 def init_state(config: ExperimentConfig, key: Array) -> dict:
-    """A freshly initialised state, float32. Levels of one kind start from different keys."""
+    """A freshly initialised state, float32 but for `params`, which are `train.base_dtype`. Levels of one kind start from different keys."""
     keys = iter(jax.random.split(key, 8 + 2 * len(config.grounding.levels)))
     vision, text = config.vision, config.text
     params = {"vision": _init_vision(vision, next(keys))}
@@ -55,7 +56,7 @@ def init_state(config: ExperimentConfig, key: Array) -> dict:
         params["patch_vision"] = _init_vision(config.patch_vision, jax.random.fold_in(key, 1))
     if vision.projection:
         params["projection"] = {"kernel": jax.random.normal(next(keys), (vision.width, vision.projection)) * vision.width**-0.5}
-    state = {"params": params}
+    state = {"params": jax.tree.map(lambda x: x.astype(config.train.base_dtype), params)}
     for level in config.grounding.levels:
         state[f"adapter/{level.name}"] = init_adapter(level, config, next(keys))
         key = next(keys)
@@ -102,6 +103,7 @@ def encode_frames(
 ) -> dict[str, Array]:
     """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}. B is frames: they never see each other. `encoder`: see `ExperimentConfig.encoder`."""
     vision = config.encoder(encoder)
+    patches = constrain(patches, config.mesh.rules, "frame", None, None)
     out = VisionTransformer(vision).apply({"params": params[encoder]}, patches, rows, columns, valid)
     frame = out["frame"]
     tokens = merge_tokens(out["tokens"], grid, vision.merge)
@@ -240,7 +242,7 @@ def sparse_tokens(
 ) -> tuple[Float[Array, "W H"], Float[Array, "W D"]]:
     """Each window as one token, in the light of the query: (token, summary before the last linear, which a nested level reads)."""
     adapter = make_adapter(config.grounding.level(name).adapter, config.decoder.width)
-    frames = jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0)
+    frames = constrain(jnp.where(valid[..., None], frames.astype(jnp.float32), 0.0), config.mesh.rules, "frame", None, None)  # windows never see each other
     rngs = None if key is None else {"dropout": key}
     return adapter.apply({"params": state[f"adapter/{name}"]}, frames, valid, query, query_mask, deterministic=key is None, rngs=rngs)
 
@@ -325,7 +327,7 @@ def answer_logits(
 
     What stands before the answer may end in padding, so its first token is predicted from the last valid row before it. `key` turns dropout on.
     """
-    decoder = Decoder(config.decoder)
+    decoder = Decoder(config.decoder, config.mesh.rules)
     variables = {"params": state["params"]["decoder"], "lora": state[f"lora/{name}"]}
     embed = lambda ids: decoder.apply(variables, ids, method=Decoder.embed)
     batch, n = visual.valid.shape

@@ -4,8 +4,8 @@ Every weight and every activation names its axes once ("embed", "heads", "batch"
 of mesh axes or nothing each name is split over; `spec("batch", "position", None)` turns names into a PartitionSpec. A name that no rule
 knows raises, and so does a spec that would use one mesh axis twice: nothing is silently left whole.
 
-`STRATEGIES` are the rule sets a MeshConfig can name. A dimension that does not divide by its mesh axes raises too, naming the leaf, unless
-the rules say `indivisible="replicate"` (strategy "fit"): then that one dimension is left whole.
+A dimension of a weight that does not divide by its mesh axes raises too, naming the weight, unless the rules say `indivisible="replicate"`: then that one
+dimension is left whole. `sharding/strategies.py` has the rules that a config can name.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from revision_jax import paths
 from revision_jax.config import ConfigError
+from revision_jax.sharding.mesh import AXES
 from revision_jax.sharding.parameters import axes_of
 
 Axis = str | tuple[str, ...] | None
@@ -33,7 +33,7 @@ class Rules:
 
     # activations
     batch: Axis = ("data", "fsdp")  # examples, windows of a call, questions
-    frame: Axis = ("data", "fsdp", "context")  # frames of a video in the encoder, which are its batch: no collective at all
+    frame: Axis = ("data", "fsdp", "context")  # frames in the encoder and windows in an adapter, which are its batch: no collective at all
     position: Axis = "context"  # positions of the decoder's sequence
     hidden: Axis = None  # width of an activation
     act_heads: Axis = "tensor"
@@ -52,6 +52,13 @@ class Rules:
     # what happens to a dimension that does not divide
     indivisible: Literal["raise", "replicate"] = "raise"
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            entry = getattr(self, field.name)
+            unknown = [] if field.name == "indivisible" else [axis for axis in ((entry,) if isinstance(entry, str) else entry or ()) if axis not in AXES]
+            if unknown:
+                raise ConfigError(f"sharding: the rule for {field.name!r} names the mesh axis {unknown[0]!r}; known are {', '.join(AXES)}")
+
     def axis(self, name: str | None) -> Axis:
         """The mesh axes of one logical axis (None stays None). Raises ConfigError for a name without a rule."""
         if name is None:
@@ -60,10 +67,10 @@ class Rules:
             raise ConfigError(f"sharding: no rule for the logical axis {name!r}; known are {', '.join(LOGICAL)}")
         return getattr(self, name)
 
-    def spec(self, *names: str | None) -> P:
+    def spec(self, *names: str | None, where: str = "an activation") -> P:
         """Logical names -> PartitionSpec, one entry a dimension. `spec("layers", "embed", "mlp")` is P(None, "fsdp", "tensor") by default.
 
-        Raises ConfigError for an unknown name and where two dimensions would be split over the same mesh axis.
+        where: the array's name, for messages. Raises ConfigError for an unknown name and where two dimensions would be split over the same mesh axis.
         """
         entries = [self.axis(name) for name in names]
         used: dict[str, str | None] = {}
@@ -71,28 +78,13 @@ class Rules:
             for mesh_axis in (entry,) if isinstance(entry, str) else entry or ():
                 if mesh_axis in used:
                     told = ", ".join(map(str, names))
-                    raise ConfigError(f"sharding: {used[mesh_axis]!r} and {name!r} of ({told}) are both split over the mesh axis {mesh_axis!r}")
+                    raise ConfigError(f"sharding: {where}: {used[mesh_axis]!r} and {name!r} of ({told}) are both split over the mesh axis {mesh_axis!r}")
                 used[mesh_axis] = name
         return P(*entries)
 
 
 LOGICAL = tuple(field.name for field in dataclasses.fields(Rules) if field.name != "indivisible")
 WEIGHTS = ("layers", "embed", "heads", "kv_heads", "mlp", "vocab", "rank", "norm", "patch")
-
-STRATEGIES: dict[str, Rules] = {
-    "default": Rules(),  # ZeRO-3 over fsdp, Megatron over tensor, batch over (data, fsdp)
-    "fit": Rules(indivisible="replicate"),
-    "fsdp": Rules(heads=None, kv_heads=None, mlp=None, vocab=None, act_heads=None, act_mlp=None, act_vocab=None, embed=("fsdp", "tensor")),
-    "tensor": Rules(embed=None),
-    "replicated": Rules(**dict.fromkeys(WEIGHTS)),  # weights whole on every device, data parallel alone
-}
-
-
-def rules_named(name: str) -> Rules:
-    """The rules of a strategy; raises ConfigError for an unknown name."""
-    if name not in STRATEGIES:
-        raise ConfigError(f"mesh.rules: {name!r} is not one of {', '.join(STRATEGIES)}")
-    return STRATEGIES[name]
 
 
 def mesh_size(mesh: Mesh, axis: Axis) -> int:
@@ -105,7 +97,7 @@ def fitted(where: str, shape: tuple[int, ...], names: tuple[str | None, ...], me
     if len(names) != len(shape):
         raise ConfigError(f"sharding: {where} has shape {shape} but the axes ({', '.join(map(str, names))})")
     entries: list[Axis] = []
-    for size, name, entry in zip(shape, names, rules.spec(*names), strict=True):
+    for size, name, entry in zip(shape, names, rules.spec(*names, where=where), strict=True):
         devices = mesh_size(mesh, entry)
         if size % devices:
             if rules.indivisible == "raise":
@@ -145,11 +137,6 @@ def check_batch(where: str, batch: int, mesh: Mesh, rules: Rules) -> None:
     devices = mesh_size(mesh, rules.batch)
     if batch % devices:
         raise ConfigError(f"{where}: a batch of {batch} does not divide by the {devices} devices of the mesh axes {rules.batch}; use a multiple of {devices}")
-
-
-def constrain(x: jax.Array, mesh: Mesh, rules: Rules, *names: str | None) -> jax.Array:
-    """Pins an activation's sharding inside jit; `names` are its logical axes. Indivisible dimensions raise (trace time)."""
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, fitted("activation", x.shape, names, mesh, rules)))
 
 
 def replicated_bytes(tree: Mapping[str, Any], shardings: Mapping[str, Any]) -> float:

@@ -40,7 +40,7 @@ def label_losses(
 
     @jax.checkpoint
     def chunk(weights: dict, states: Array, ids: Array, mask: Array) -> tuple[Array, Array]:
-        logits = Decoder(config.decoder).apply(weights, states, method=Decoder.logits)
+        logits = Decoder(config.decoder, config.mesh.rules).apply(weights, states, method=Decoder.logits)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
         right = (jnp.argmax(logits, -1) == ids) & mask
         return jnp.where(mask, losses, 0.0).sum(), right.sum(dtype=jnp.float32)

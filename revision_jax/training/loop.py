@@ -26,7 +26,8 @@ from revision_jax.data.pipeline import Batch, Examples, batches
 from revision_jax.errors import UserError
 from revision_jax.sharding.mesh import local_rows, make_mesh
 from revision_jax.sharding.parameters import axes_of
-from revision_jax.sharding.rules import Rules, batch_sharding, check_batch, rules_named, tree_shardings
+from revision_jax.sharding.rules import Rules, batch_sharding, check_batch, tree_shardings
+from revision_jax.sharding.strategies import rules_named
 from revision_jax.training.checkpoints import Checkpoints
 from revision_jax.training.metrics import MetricsLog, cut_rows
 from revision_jax.training.optimizer import Axes, make_optimizer
@@ -95,7 +96,7 @@ def run(
         check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules)
         if task.check is not None:
             task.check(stage)
-        jax.eval_shape(lambda state, stage=stage: begin_stage(state, stage), abstract)
+        jax.eval_shape(lambda state, stage=stage: begin_stage(state, stage, config.train.base_dtype), abstract)
     shardings = tree_shardings(abstract, mesh, rules, task.axes)
     abstract = _placed(abstract, shardings)
     metrics = Path(workdir) / METRICS
@@ -163,7 +164,7 @@ class _StageRun:
 
     def begin(self, state: State) -> None:
         """From the whole state before the stage, which is given up: copies made, first checkpoint written."""
-        trainable, frozen = split(begin_stage(state, self.stage), self.stage.train)
+        trainable, frozen = split(begin_stage(state, self.stage, self.config.train.base_dtype), self.stage.train)
         self.trainable, self.frozen = jax.device_put(trainable, self.trainable_shardings), jax.device_put(frozen, self.frozen_shardings)
         self.opt_shardings = optimizer_shardings(self.optimizer, self.trainable, self.trainable_shardings, self.mesh)
         self.opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings)(self.trainable)

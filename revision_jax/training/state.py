@@ -60,11 +60,16 @@ def copied(state: Mapping[str, Any], copies: tuple[tuple[str, str], ...], where:
     return paths.unflatten(leaves)
 
 
-def begin_stage(state: Mapping[str, Any], stage: StageConfig) -> State:
-    """The state a stage starts from: its copies made, its trained leaves in float32 (the optimizer's steps are lost in 16 bits)."""
+def begin_stage(state: Mapping[str, Any], stage: StageConfig, base_dtype: str = "float32") -> State:
+    """The state a stage starts from: its copies made, its trained leaves in float32 (the optimizer's steps are lost in 16 bits), frozen `params` in
+    `base_dtype`, whatever a stage before has made of them."""
     where = f"stages.{stage.name}"
     state = copied(state, stage.copies, f"{where}.copies")
     trainable, frozen = split(state, stage.train, f"{where}.train")
     split(trainable, tuple(prefix for prefix, _ in stage.rates), f"{where}.rates")  # for its check of the prefixes
-    trainable = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, trainable)
-    return merge(trainable, frozen)
+    trainable = _cast(trainable, "float32")
+    return merge(trainable, {**frozen, **({"params": _cast(frozen["params"], base_dtype)} if "params" in frozen else {})})
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from revision_jax import paths
 from revision_jax.config import ExperimentConfig, StageConfig
+from revision_jax.sharding.activations import on_mesh
 from revision_jax.sharding.rules import Rules, batch_sharding
 from revision_jax.training.optimizer import warmup_cosine
 from revision_jax.training.state import State, merge
@@ -74,7 +75,8 @@ def make_train_step(
         def loss_of(trainable: State):
             return loss(merge(trainable, frozen), batch, key)
 
-        (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        with on_mesh(mesh):
+            (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.update(gradients, opt_state, trainable)
         metrics = {**metrics, "loss": value, "grad_norm": optax.global_norm(gradients), "learning_rate": rate(step)}
         return optax.apply_updates(trainable, updates), opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)

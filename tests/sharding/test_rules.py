@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 from revision_jax.config import ConfigError, MeshConfig
 from revision_jax.sharding.mesh import AXES, local_rows, make_mesh, mesh_shape
-from revision_jax.sharding.rules import STRATEGIES, Rules, batch_sharding, check_batch, fitted, rules_named
+from revision_jax.sharding.rules import Rules, batch_sharding, check_batch, fitted
+from revision_jax.sharding.strategies import PRESETS, rules_named
 
 
 def mesh_of(data=1, fsdp=1, context=1, tensor=1):
@@ -46,8 +47,8 @@ def test_rules_are_a_static_argument():
     assert hash(Rules()) == hash(dataclasses.replace(Rules())) and Rules() != Rules(embed=None)
 
 
-def test_replicated_leaves_every_weight_whole():
-    rules = STRATEGIES["replicated"]
+def test_data_parallelism_leaves_every_weight_whole():
+    rules = PRESETS["dp"].rules
     assert rules.spec("layers", "embed", "heads") == P(None, None, None)
     assert rules.spec("batch") == P(("data", "fsdp"))
 
@@ -57,7 +58,7 @@ def test_a_dimension_that_does_not_divide_raises_or_is_replicated_where_the_rule
     assert fitted("params/w", (8, 6), ("embed", "mlp"), mesh, Rules()) == P("fsdp", "tensor")
     with pytest.raises(ConfigError, match=r"params/w: axis 'embed' of 6 .* 4 devices of mesh axis fsdp"):
         fitted("params/w", (6, 6), ("embed", "mlp"), mesh, Rules())
-    assert fitted("params/w", (6, 6), ("embed", "mlp"), mesh, STRATEGIES["fit"]) == P(None, "tensor")
+    assert fitted("params/w", (6, 6), ("embed", "mlp"), mesh, rules_named("fit")) == P(None, "tensor")
     with pytest.raises(ConfigError, match="shape"):
         fitted("params/w", (6, 6), ("embed",), mesh, Rules())
 

@@ -12,7 +12,8 @@ from revision_jax.errors import UserError
 from revision_jax.models.revision import init_state
 from revision_jax.sharding.mesh import make_mesh
 from revision_jax.sharding.parameters import axes_of
-from revision_jax.sharding.rules import rules_named, tree_shardings
+from revision_jax.sharding.rules import tree_shardings
+from revision_jax.sharding.strategies import rules_named
 from revision_jax.training.task import begin_from
 from tests import tiny
 

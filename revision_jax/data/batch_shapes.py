@@ -1,0 +1,86 @@
+"""The arrays of a stage's batches by name, shape and type, from its config alone: what a program is compiled for where there is no corpus.
+
+They are those of `curriculum.py`, `pretraining.py` and `packed_row.py`, whose texts say what each means. A frame has as many tokens as the largest grid of its
+encoder gives it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
+from revision_jax.data.packed_row import empty_row
+from revision_jax.data.pretraining import CAPTIONS
+from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIZE_WORDS
+from revision_jax.data.synthetic.world import FRAME
+
+Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]  # name -> (shape with the leading batch axis, type)
+
+
+def batch_shapes(config: ExperimentConfig, stage: StageConfig) -> tuple[Shapes, ...]:
+    """The shapes that a stage's batches come in, `stage.batch` rows each: one, or one for each row of a conversation stage. Raises ConfigError."""
+    if stage.task == "conversation":
+        vision = config.encoder(config.patch_encoder)
+        rows = [empty_row(row, 3 * vision.patch**2) for row in stage.conversation.rows]
+        arrays = [{name: (array.shape, array.dtype) for name, array in row.items()} for row in rows]
+    elif stage.task in ("pretrain", "language"):
+        arrays = [_pictures(config, stage)]
+    else:
+        arrays = [{**_shown(config, stage), **_asked(config)}]
+    return tuple({name: ((stage.batch, *shape), np.dtype(dtype)) for name, (shape, dtype) in example.items()} for example in arrays)
+
+
+def _shown(config: ExperimentConfig, stage: StageConfig) -> dict:
+    """What an example shows of films: a window of frames, a group of windows, or patches."""
+    level = config.grounding.level(stage.level)
+    below = config.grounding.below(level.name) if level.kind == "nested" else level
+    width = config.vision.output
+    merged = lambda vision: max((rows // vision.merge) * (columns // vision.merge) for rows, columns in vision.grids)
+    if level.kind == "patch" and stage.task != "presence":
+        vision, slots = config.encoder(config.patch_encoder), (level.tokens,)
+        patches = (*slots, merged(vision))
+        return {"tokens": ((*patches, vision.output), "float16"), "change": (patches, "float16"), "frame_mask": (slots, bool), "times": (slots, "float32")}
+    if stage.task == "presence":
+        windows = (1,)
+    elif level.kind == "dense":
+        windows = ()
+    else:
+        run = below.run_length(level) if level.kind == "nested" else 1
+        count = stage.windows or level.tokens * run
+        if count % run or count // run > level.tokens:
+            raise ConfigError(f"stages.{stage.name}.windows: must be a multiple of {run}, at most {level.tokens * run}, is {count}")
+        windows = (count,)
+    slots = (*windows, below.frames or below.tokens)
+    late = config.decoder.signal.enabled and config.decoder.signal.similarity == "late"
+    arrays = {
+        "frames": ((*slots, width), "float16"), "tokens": ((*slots, merged(config.vision) if late else 0, width), "float16"), "frame_mask": (slots, bool),
+        "times": (slots, "float32"),
+    }  # fmt: skip
+    return {**arrays, **({"window_mask": (windows, bool)} if windows else {})}
+
+
+def _asked(config: ExperimentConfig) -> dict:
+    sizes = config.grounding
+    texts = {"query": sizes.query_len, "after": sizes.prompt_len, "answer": sizes.answer_len}
+    return {f"{name}_ids": ((length,), "int32") for name, length in texts.items()} | {f"{name}_mask": ((length,), bool) for name, length in texts.items()} | {
+        "weight": ((), "float32")
+    }
+
+
+def _pictures(config: ExperimentConfig, stage: StageConfig) -> dict:
+    captions, length, phrases = stage.batch * CAPTIONS, min(stage.caption_len, config.grounding.query_len), min(config.text.phrases, 2)
+    tags = len(COLOUR_WORDS) + len(SHAPE_WORDS) + len(SIZE_WORDS) + len(PATTERN_BEFORE)
+    arrays = {
+        "images": ((FRAME, FRAME, 3), "uint8"), "labels": ((captions,), bool), "phrase_labels": ((phrases, captions), bool),
+        "caption_ids": ((CAPTIONS, length), "int32"), "caption_mask": ((CAPTIONS, length), bool), "travels": ((CAPTIONS, 2), "float32"),
+        "tag_ids": ((tags, length), "int32"), "tag_mask": ((tags, length), bool), "tag_labels": ((tags,), bool),
+    }  # fmt: skip
+    if stage.task == "pretrain":
+        return arrays
+    dense = next((level for level in config.grounding.levels if level.kind == "dense"), None)
+    if dense is None:
+        raise ConfigError(f"stages.{stage.name}: a language stage needs a dense level in grounding.levels")
+    sizes = config.grounding
+    for name, size in (("full", sizes.query_len), ("point_after", sizes.prompt_len), ("point_answer", sizes.answer_len)):
+        arrays |= {f"{name}_ids": ((size,), "int32"), f"{name}_mask": ((size,), bool)}
+    return arrays | {"point_slots": ((dense.tokens,), "int32"), "point_query": ((), "int32")}
