@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.bench_curate import curate
 from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
@@ -138,7 +139,7 @@ def convert(options: argparse.Namespace) -> dict[str, float | int]:
     }  # fmt: skip
 
 
-BENCHES = {"ground": ground, "convert": convert}
+BENCHES = {"ground": ground, "convert": convert, "curate": curate}
 
 
 def watched(command: list[str]) -> tuple[float, int]:

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", required=True, help="towers for features and similarity: a checkpoint with an image-text pair")
     parser.add_argument("--out", metavar="OUT", required=True, help="folder of the results; made where it does not exist")
     parser.add_argument("--aesthetic", metavar="HEAD", default="", help="a safetensors file of a linear or MLP head over the image vectors, or a scorer's URL")
-    parser.add_argument("--coarse", metavar="MODEL", default="", help=f"writes the captions that images are held against: {MODEL}; default: those of --captions")
+    parser.add_argument("--coarse", metavar="MODEL", default="", help=f"writes captions that images are held against: {MODEL} (default: those of --captions)")
     parser.add_argument("--short", metavar="MODEL", default="", help="writes short captions of the images that stay")
     parser.add_argument("--detailed", metavar="MODEL", default="", help="writes detailed ones")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a threshold or a limit, such as similarity=0.6 or endpoint.parallel=8")
