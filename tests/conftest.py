@@ -15,8 +15,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
-import tests.typecheck  # noqa: F401  the hook looks it up by name
+import tests.typecheck  # noqa: E402, F401  the hook looks it up by name
 
 install_import_hook("revision_jax", "tests.typecheck.check")
