@@ -1,8 +1,9 @@
 """Categories of equal standing: images are clustered by their features, and a cluster that holds more than its share loses some.
 
-Clusters of clusters, not clusters: k-means puts its centres where the images are many, so that the commonest thing in the world gets many small clusters and
-none of them is too large. The centres of a fine clustering lie more evenly; clustering those gives categories whose sizes say how common they are.
-Source: Vo et al., "Automatic Data Curation for Self-Supervised Learning" (arXiv 2405.15613), two levels of it.
+k-means alone does not do: it puts its centres where the images are many, so that the commonest thing in the world gets many small clusters and none of them
+is too large. So its centres, a few for each category, are joined by complete linkage, which makes categories of like width whatever their number of images;
+then their sizes say how common they are. (Vo et al., arXiv 2405.15613, cluster the centres by k-means again. Among 2,396 stills, 482 of which showed one
+thing, that left the largest of 48 categories at 2.5 times the mean; complete linkage, at 8 times.)
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Num
+from scipy.cluster.hierarchy import fcluster, linkage
 
 from revision_jax.curation.config import BalanceConfig
 from revision_jax.curation.duplicates import import_faiss, unit_features
 
-FINE = 8  # clusters of one category, on the average
+FINE = 8  # k-means clusters of one category, on the average
+MOST = 8192  # of them in all: linkage needs the square of that
 ITERATIONS = 20
 
 
@@ -34,12 +37,13 @@ class Excess(NamedTuple):
 def categories(vectors: Num[np.ndarray, "n E"], config: BalanceConfig) -> Int64[np.ndarray, "n"]:
     """The category of each row, 0 <= c < number of categories; a function of the rows, their order and `config`. Raises UserError without faiss."""
     size = len(vectors)
-    count = config.categories or max(1, round(math.sqrt(size) / 2))
-    count = min(count, size)
+    count = min(config.categories or max(1, round(math.sqrt(size))), size)
     features = unit_features(vectors)
-    centres, fine = _clusters(features, min(size, FINE * count), config.seed)
-    _, coarse = _clusters(centres, count, config.seed)
-    return coarse[fine]
+    centres, fine = _clusters(features, max(count, min(size // 4, FINE * count, MOST)), config.seed)
+    if count == 1 or len(centres) == 1:
+        return np.zeros(size, np.int64)
+    joined = fcluster(linkage(unit_features(centres).astype(np.float64), "complete"), count, "maxclust")
+    return joined.astype(np.int64)[fine] - 1
 
 
 def _clusters(features: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, Int64[np.ndarray, "n"]]:

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from revision_jax.curation.config import CaptionConfig
 from revision_jax.curation.endpoint import Endpoint, Refused
@@ -22,6 +22,7 @@ from revision_jax.errors import UserError
 TAGS = ("<image>", "<video>")  # VideoLLaMA3's placeholders: a caption that holds one would ask for another picture
 
 
+@runtime_checkable
 class Captioner(Protocol):
     """identity: what its captions depend on, 16 hex digits; workers: how many captions may be asked for at once."""
 

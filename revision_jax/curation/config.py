@@ -41,7 +41,7 @@ class DuplicateConfig:
     """Of two near-duplicates the smaller one goes: those whose features and whose thumbnails both agree."""
 
     features: float = 0.93  # cosine of the encoder's vectors from which two images show the same thing
-    picture: float = 0.85  # correlation of their thumbnails from which they are the same picture of it; -1: the features decide alone
+    picture: float = 0.9  # correlation of their thumbnails from which they are the same picture of it; -1: the features decide alone
     neighbours: int = 32  # nearest ones looked at, per image and pass
     exact: int = 50_000  # up to so many images are compared with all others; more are looked up in an inverted file
     probes: int = 16  # lists of the inverted file that are looked into
@@ -59,7 +59,7 @@ class BalanceConfig:
     """No category, a cluster of features, may hold more than its share."""
 
     share: float = 3.0  # of images in a category, at most so many times the mean of all categories; 0: nothing is balanced
-    categories: int = 0  # 0: half the square root of the number of images
+    categories: int = 0  # 0: the square root of the number of images
     seed: int = 0  # of the clustering, and of the choice within a category
 
     def __post_init__(self):

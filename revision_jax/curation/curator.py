@@ -89,7 +89,8 @@ class Standing:
     item: Item
     content: str  # hash of its bytes
     pixels: int = 0
-    features: dict[str, np.ndarray] = field(default_factory=dict)  # "frame" [E], "thumb" [8 8 3] uint8, and "tokens" [N E] up to its similarity
+    features: towers.Features = field(default_factory=dict)  # "tokens" only up to its similarity
+    thumb: np.ndarray | None = None  # uint8 [8 8 3]
     aesthetic: float | None = None
     caption: str = ""
     similarity: float | None = None
@@ -191,10 +192,11 @@ class Curator:
         """Headers; a file is looked at again when its size or time of change is another. Drops by what they say, then by the ratio of the sides."""
         journal, filters = self._journal("open", block), self.config.filters
         stamps = {item.id: pictures.stamp(self._path(item)) for item in block.items}
-        new = [item for item in block.items if stamps[item.id] and (item.id not in journal or journal[item.id]["stamp"] != stamps[item.id])]
+        known = lambda row, stamp: row["stamp"] == stamp and pictures.looked_at(row, filters.max_pixels)
+        new = [item for item in block.items if stamps[item.id] and not (item.id in journal and known(journal[item.id], stamps[item.id]))]
         for start in range(0, len(new), LOOKED_AT):
             part = new[start : start + LOOKED_AT]
-            journal.add((item.id, {"stamp": stamps[item.id], **pictures.look(self._path(item), filters)}) for item in part)
+            journal.add((item.id, {"stamp": stamps[item.id], **pictures.look(self._path(item), filters.max_pixels)}) for item in part)
         standing = []
         for item in block.items:
             row = journal[item.id] if stamps[item.id] else {"wrong": "missing", "note": "no such file"}
@@ -231,6 +233,7 @@ class Curator:
                 dropped.append(_drop(one.item, "open", "unreadable", note=row["wrong"]))
                 continue
             one.features = {name: unpacked(value) for name, value in row.items()}
+            one.thumb = one.features.pop("thumb")
             kept.append(one)
         return kept
 

@@ -9,6 +9,7 @@ and not within clusters. The index is faiss, the extra `curate`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def unit_features(vectors: Num[np.ndarray, "n E"]) -> Float32[np.ndarray, "n E"]
 
 def unit_thumbnails(thumbs: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, "n C"]:
     """Thumbnails whose inner product is their correlation: the mean taken off, unit length."""
-    flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    flat = thumbs.reshape(len(thumbs), math.prod(thumbs.shape[1:])).astype(np.float32)
     flat = np.concatenate([flat - flat.mean(1, keepdims=True), np.full((len(flat), 1), FLAT, np.float32)], 1)
     return unit_features(flat)
 
@@ -58,8 +59,8 @@ def near_duplicates(
 ) -> list[Duplicate]:
     """Which rows go, and for whom. order: all rows, the better ones first: a row goes if an earlier one that stays is near enough.
 
-    So no row goes for one that goes as well, and no chain of small steps joins what is unlike. A row has `config.neighbours` neighbours at most; where more are
-    alike, what is left is looked at again until nothing goes. Raises UserError without faiss.
+    So no chain of small steps joins what is unlike. A row has `config.neighbours` neighbours at most; where more are alike, what is left is looked at again
+    until nothing goes, and a row may have gone for one that goes later for a better one. Raises UserError without faiss.
     """
     features, pictures = unit_features(vectors), unit_thumbnails(thumbs)
     left = np.asarray(order, np.int64)

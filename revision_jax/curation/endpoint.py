@@ -10,6 +10,7 @@ import contextlib
 import email.utils
 import hashlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from revision_jax.curation.config import EndpointConfig
@@ -53,19 +54,21 @@ def ask_all(ask: Callable[[Any], T], items: Sequence[Any], workers: int, give_up
     Raises what else `ask` raises, and UserError after `give_up` items in a row that got no answer; what was not asked by then is not asked any more.
     """
     barren = 0
+    left, asked = iter(enumerate(items)), {}
     with ThreadPoolExecutor(workers) as pool:
-        asked = {pool.submit(ask, item): number for number, item in enumerate(items)}
-        try:
-            for future in as_completed(asked):
+        while True:
+            for number, item in itertools.islice(left, workers - len(asked)):
+                asked[pool.submit(ask, item)] = number
+            if not asked:
+                return
+            for future in sorted(wait(asked, return_when=FIRST_COMPLETED).done, key=asked.get):
                 try:
                     answer, barren = future.result(), 0
                 except (Refused, Unavailable) as error:
                     answer, barren = error, barren + 1
-                yield asked[future], answer
+                yield asked.pop(future), answer
                 if barren >= give_up:
                     raise UserError(f"{barren} images in a row got no answer, the last because of: {answer}; what was answered is kept: start again later")
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -102,8 +105,8 @@ class Endpoint:
     def post(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
         """`read` of the JSON that the endpoint answers to a JSON body.
 
-        An answer that is no JSON, or that `read` cannot use (LookupError, TypeError, ValueError), is tried again; `read` may raise Refused. Raises Refused,
-        Unavailable or UserError, see above.
+        An answer that is no JSON, or that `read` cannot use (LookupError, TypeError, ValueError, AttributeError), is tried again; `read` may raise Refused.
+        Raises Refused, Unavailable or UserError, see above.
         """
         data = json.dumps(body).encode("utf-8")
         for number in range(1, self.config.tries + 1):
@@ -150,7 +153,7 @@ class Endpoint:
             raise _Failed(self._clean(getattr(error, "reason", None) or error)) from None
         try:
             return read(json.loads(answer))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _Failed(f"an answer that makes no sense ({self._clean(error)})") from None
 
     @staticmethod

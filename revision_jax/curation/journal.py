@@ -35,7 +35,7 @@ class Journal:
             try:
                 row = json.loads(line)
                 self.rows[row.pop("key")] = row
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, AttributeError, TypeError):
                 continue
 
     def __contains__(self, key: str) -> bool:

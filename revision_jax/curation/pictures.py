@@ -42,10 +42,11 @@ def stamp(path: str | Path) -> list[int] | None:
     return [found.st_size, found.st_mtime_ns]
 
 
-def look(path: str | Path, config: FilterConfig) -> dict[str, Any]:
+def look(path: str | Path, max_pixels: int) -> dict[str, Any]:
     """What is known without decoding: {"content" hash, "width", "height", "traits"}, or {"wrong", "note"} of a file that is no image.
 
-    traits: see `FilterConfig.refused`. Only a see-through picture of at most `max_pixels` is decoded, to tell whether anything shows through.
+    traits: see `FilterConfig.refused`; None for a picture of more than `max_pixels`, of which nothing is decoded. Of others only one that may be see-through
+    is, to tell whether anything shows through.
     """
     try:
         data = Path(path).read_bytes()
@@ -58,7 +59,8 @@ def look(path: str | Path, config: FilterConfig) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                row |= {"width": image.width, "height": image.height, "traits": _traits(image, config)}
+                row |= {"width": image.width, "height": image.height}
+                row["traits"] = _traits(image) if image.width * image.height <= max_pixels else None
     except Image.DecompressionBombError as error:
         return row | {"wrong": "pixels", "note": str(error)}
     except Exception as error:
@@ -66,19 +68,24 @@ def look(path: str | Path, config: FilterConfig) -> dict[str, Any]:
     return row
 
 
-def _traits(image: Image.Image, config: FilterConfig) -> list[str]:
+def _traits(image: Image.Image) -> list[str]:
     traits = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG with a second picture in it
         traits.append("animated")
     if image.mode == "CMYK":
         traits.append("cmyk")
-    if image.getexif().get(ORIENTATION, 1) not in (0, 1):
+    if Image.Image.getexif(image).get(ORIENTATION, 1) not in (0, 1):  # that of PNG files decodes the whole image, to find a tag behind it
         traits.append("rotated")
     if image.mode == "F" or image.mode.startswith("I"):
         traits.append("deep")
-    if image.has_transparency_data and image.width * image.height <= config.max_pixels and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         traits.append("alpha")
     return traits
+
+
+def looked_at(row: dict[str, Any], max_pixels: int) -> bool:
+    """Whether a row of `look` serves under this bound, too."""
+    return "wrong" in row or row["traits"] is not None or row["width"] * row["height"] > max_pixels
 
 
 def refusal(row: dict[str, Any], config: FilterConfig) -> Refusal | None:

@@ -42,7 +42,7 @@ def select(standing: Sequence[Standing], config: CurationConfig, work: Path, ide
 def _selected(standing: Sequence[Standing], config: CurationConfig) -> list[Drop]:
     if not standing:
         return []
-    vectors, thumbs = (np.stack([one.features[name] for one in standing]) for name in ("frame", "thumb"))
+    vectors, thumbs = np.stack([one.features["frame"] for one in standing]), np.stack([one.thumb for one in standing])
     order = sorted(range(len(standing)), key=lambda row: (-standing[row].pixels, -(standing[row].similarity or 0.0), standing[row].item.id))
     dropped = []
     gone = near_duplicates(vectors, thumbs, order, config.duplicates)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, UInt8
 
 from revision_jax import checkpoint, extraction
 from revision_jax.config import ExperimentConfig
@@ -60,7 +60,7 @@ class Towers:
         self.tokenizer = Tokenizer.load(text if text.is_dir() else folder)
         self.late = self.config.decoder.signal.similarity == "late"
 
-    def fit(self, picture: Picture) -> Picture:
+    def fit(self, picture: Picture) -> UInt8[np.ndarray, "rows columns 3"]:
         """The picture at the size that `features` reads: that of the grid of the nearest aspect ratio."""
         rows, columns = host_frames.choose_grid(picture.shape[0], picture.shape[1], self.config.vision)
         return host_frames.resize(picture[None], rows * self.config.vision.patch, columns * self.config.vision.patch)[0]
