@@ -15,15 +15,16 @@ from revision_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def claim(path: str | os.PathLike) -> Iterator[bool]:
-    """Claims `path` while the context lasts; gives False at once where another process has it. The lock file `.NAME.lock` beside it is there meanwhile.
+def claim(path: str | os.PathLike, wait: bool = False) -> Iterator[bool]:
+    """Claims `path` while the context lasts; where another process has it, gives False at once, or waits for its turn. The lock file `.NAME.lock` beside it is
+    there meanwhile.
 
     Raises UserError where the folder cannot be written or its file system keeps no locks.
     """
     lock = Path(path).with_name(f".{Path(path).name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = _locked(lock)
+        file = _locked(lock, wait)
     except OSError as error:
         raise UserError(f"{path}: cannot be claimed ({error.strerror}); the folder must be writable, on a file system that keeps locks") from None
     try:
@@ -34,11 +35,11 @@ def claim(path: str | os.PathLike) -> Iterator[bool]:
             os.close(file)
 
 
-def _locked(lock: Path) -> int | None:
+def _locked(lock: Path, wait: bool) -> int | None:
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.exists(lock) and os.path.samestat(os.fstat(file), os.stat(lock)):
                 return file
         except BlockingIOError:

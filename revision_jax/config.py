@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from revision_jax.conversation_config import ConversationConfig, RowConfig  # noqa: F401  both are part of this module
 from revision_jax.example_config import NEGATIVES, ExampleConfig
@@ -542,12 +542,15 @@ class ExperimentConfig:
         return _build(ExperimentConfig, values, where)
 
 
-def override(config: ExperimentConfig, assignments: list[str] | tuple[str, ...]) -> ExperimentConfig:
-    """Applies dotted overrides such as `train.seed=3`, `train.stages.1.steps=100` or `train.stages.1a.steps=100` (by name).
+Config = TypeVar("Config")
+
+
+def override(config: Config, assignments: list[str] | tuple[str, ...]) -> Config:
+    """A config (any frozen dataclass) with dotted overrides, such as `train.seed=3`, `train.stages.1.steps=100` or `train.stages.1a.steps=100` (by name).
 
     Values are JSON, or plain text where they are not. Raises ConfigError for a field that does not exist.
     """
-    values = config.to_dict()
+    values = dataclasses.asdict(config)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         _check(bool(equals), assignment, "an override is written field.name=value")
@@ -572,4 +575,4 @@ def override(config: ExperimentConfig, assignments: list[str] | tuple[str, ...])
                 if isinstance(node[key], tuple):
                     node[key] = list(node[key])
                 node = node[key]
-    return ExperimentConfig.from_dict(values)
+    return _build(type(config), values, "config")

@@ -9,13 +9,13 @@ places at once, is harmless: a finished store is kept, and one that is being mad
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from apache_beam.utils.shared import Shared
 
+from revision_jax.beam_jobs import RunJobs
 from revision_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,32 +30,25 @@ class ExtractFeatures(beam.PTransform):
         self._arguments = (checkpoint, out, rate, patches)
 
     def expand(self, jobs: beam.PCollection) -> beam.PCollection:
-        # Reshuffled, so that a runner may spread the jobs; or it would do all of them where it made the list.
-        return jobs | "spread" >> beam.Reshuffle() | "encode" >> beam.ParDo(_Extract(self._arguments))
+        return jobs | "encode" >> RunJobs(partial(_load, *self._arguments), _extract)
 
 
-class _Extract(beam.DoFn):
-    def __init__(self, arguments: tuple):
-        self._arguments, self._shared = arguments, Shared()
+def _load(*arguments: Any) -> FeatureExtractor:
+    from revision_jax.extraction_jobs import FeatureExtractor  # here, in the worker: whoever builds the pipeline needs no device
 
-    def setup(self) -> None:
-        self._extractor = self._shared.acquire(self._load)
+    return FeatureExtractor(*arguments)
 
-    def _load(self) -> FeatureExtractor:
-        from revision_jax.extraction_jobs import FeatureExtractor  # here, in the worker: whoever builds the pipeline needs no device
 
-        return FeatureExtractor(*self._arguments)
+def _extract(extractor: FeatureExtractor, job: Job) -> Outcome:
+    from revision_jax.extraction_jobs import Outcome
 
-    def process(self, job: Job) -> Iterator[Outcome]:
-        from revision_jax.extraction_jobs import Outcome
-
-        try:
-            outcome = self._extractor.run(job)
-        except UserError as error:  # the store cannot be written: told like any other failure, for a runner would only try again, and then drop all the rest
-            outcome = Outcome(job, "failed", reason=str(error))
-        Metrics.counter("videos", outcome.what).inc()
-        Metrics.counter("frames", outcome.what).inc(outcome.frames)
-        yield outcome
+    try:
+        outcome = extractor.run(job)
+    except UserError as error:  # the store cannot be written: told like any other failure, for a runner would only try again, and then drop all the rest
+        outcome = Outcome(job, "failed", reason=str(error))
+    Metrics.counter("videos", outcome.what).inc()
+    Metrics.counter("frames", outcome.what).inc(outcome.frames)
+    return outcome
 
 
 def to_line(outcome: Outcome) -> str:

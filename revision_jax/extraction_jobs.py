@@ -85,12 +85,13 @@ def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
     return list(jobs[index::count])
 
 
-def load_encoder(folder: str | Path) -> tuple[ExperimentConfig, dict]:
-    """(config, params) of a checkpoint folder, of the params only what encodes frames. Raises UserError for tensors that are missing or of another shape."""
+def load_encoder(folder: str | Path, prefixes: tuple[str, ...] = ENCODERS) -> tuple[ExperimentConfig, dict]:
+    """(config, params) of a checkpoint folder, of the params only those below `prefixes`, which encode frames. Raises UserError for tensors that are missing or
+    of another shape."""
     config, weights = checkpoint.load_config(folder), Path(folder) / checkpoint.WEIGHTS
     source = open_source(weights)
-    expected = {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items() if name.startswith(ENCODERS)}
-    wrong = checkpoint.mismatches({name: info.shape for name, info in source.tensors.items() if name.startswith(ENCODERS)}, expected)
+    expected = {name: leaf.shape for name, leaf in paths.flatten(abstract_state(config)).items() if name.startswith(prefixes)}
+    wrong = checkpoint.mismatches({name: info.shape for name, info in source.tensors.items() if name.startswith(prefixes)}, expected)
     if wrong:
         raise UserError(f"{weights}: {len(wrong)} tensors do not match {checkpoint.CONFIG}: {'; '.join(wrong)}")
     # As the Grounder loads them: the encoder's identity is that of the weights as they are used.

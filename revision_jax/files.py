@@ -5,34 +5,53 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from revision_jax.errors import UserError
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
-    """Writes `data` beside `path`, then renames: a reader, a Ctrl-C or a full disk never meets half a file.
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file beside `path` to write; on leaving it takes the place of `path`: a reader, a Ctrl-C or a full disk never meets half a file.
 
-    Makes the folder when it is missing. Raises UserError that names the path when it cannot be written.
+    Makes the folder when it is missing. On any exception `path` is as it was. Raises UserError that names the path when it cannot be written.
     """
     path = Path(path)
     building = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            building.write_bytes(data)
+            with open(building, "wb") as file:
+                yield file
             building.replace(path)
         finally:
             building.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from error
-    return path
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> Path:
+    """Writes `data` by way of `new_file`."""
+    with new_file(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """`write_bytes` of UTF-8 text."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> int:
+    """Lines as UTF-8, written as they come, at once or not at all; returns their number."""
+    count = 0
+    with new_file(path) as file:
+        for line in lines:
+            file.write(line.encode("utf-8") + b"\n")
+            count += 1
+    return count
 
 
 @contextlib.contextmanager

@@ -30,15 +30,18 @@ def clean_query(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=KEPT)
-def encode_query(tokenizer: Tokenizer, text: str, length: int, suffix: str = "") -> Padded:
-    """A query for the text tower: start token, words, `suffix`, end token; int32 ids [length] and their mask. Raises UserError if empty or too long."""
+def encode_query(tokenizer: Tokenizer, text: str, length: int, suffix: str = "", cut: bool = False) -> Padded:
+    """A query for the text tower: start token, words, `suffix`, end token; int32 ids [length] and their mask. Raises UserError if empty or too long.
+
+    cut: one that is too long loses its end instead, as captions do.
+    """
     query = _checked(tokenizer, text) + suffix
     start = [] if tokenizer.bos is None else [tokenizer.bos]
     room = length - len(start) - 1
     ids = tokenizer.encode(query)
-    if len(ids) > room:
+    if len(ids) > room and not cut:
         raise UserError(f"query has {len(ids)} tokens, at most {room}: {_short(query)!r}")
-    return _pad(tokenizer, [*start, *ids, tokenizer.eos], length)
+    return _pad(tokenizer, [*start, *ids[:room], tokenizer.eos], length)
 
 
 def question(prompt: PromptConfig, query: str, presence: bool = False) -> str:

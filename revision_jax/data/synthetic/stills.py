@@ -35,14 +35,19 @@ def still(seed: int) -> tuple[UInt8[np.ndarray, "160 160 3"], tuple[Drawn, ...]]
     return _still("still", seed)
 
 
-def _still(*key: object) -> tuple[np.ndarray, tuple[Drawn, ...]]:
+def portrait(seed: int, subject: Subject) -> tuple[UInt8[np.ndarray, "160 160 3"], tuple[Drawn, ...]]:
+    """A still of one subject alone."""
+    return _still("portrait", seed, alone=subject)
+
+
+def _still(*key: object, alone: Subject | None = None) -> tuple[np.ndarray, tuple[Drawn, ...]]:
     dice = Dice(*key)
     ground = _ground(dice.integer(0, GROUNDS - 1))
     x, y = dice.integer(0, ground.shape[1] - FRAME), dice.integer(0, ground.shape[0] - FRAME)
     ground = ground[y : y + FRAME, x : x + FRAME]
     light = dice.integer(*LIGHT)
     image = light_table(light)[ground[:, ::-1] if dice.chance(0.5) else ground]
-    drawn = _scene(dice)
+    drawn = _scene(dice) if alone is None else _alone(alone, dice)
     draw(image, drawn, light)
     return _codec(image, dice.integer(*_QUALITY), dice.chance(0.8)), drawn
 
@@ -56,6 +61,12 @@ def _codec(image: np.ndarray, quality: int, subsample: bool) -> np.ndarray:
 def _subject(dice: Dice) -> Subject:
     colour, shape = dice.pick(PAIRS)
     return Subject(dice.pick(SIZES), dice.pick(PATTERNS), colour, shape)
+
+
+def _alone(subject: Subject, dice: Dice) -> tuple[Drawn, ...]:
+    diameter, tint = diameter_and_tint(subject, dice)
+    low, high = diameter // 2 + 2, FRAME - diameter + diameter // 2 - 2
+    return (Drawn(subject, diameter, tint, dice.integer(low, high), dice.integer(low, high), None, (0, 0)),)
 
 
 def _scene(dice: Dice) -> tuple[Drawn, ...]:
