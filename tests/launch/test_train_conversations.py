@@ -110,11 +110,13 @@ def test_transformers_opens_the_export_and_gives_the_same_logits(folder, trained
 
     convert.main(["--target", "video_llama_3", "--path", str(folder / "out"), "--out", str(folder / "hub"), "--dtype", "float32"])
     model = transformers.VideoLlama3ForConditionalGeneration.from_pretrained(folder / "hub", attn_implementation="eager", dtype=torch.float32).eval()
+    words = conversing.tokenizer()  # whose places are not where the released vocabulary has them
+    model.config.image_token_id, model.config.video_token_id = words.id("<|image_pad|>"), words.id("<|video_pad|>")
     shipped = checkpoint.load(folder / "out", dtype="float32")
     engine = Engine(shipped.config, shipped.state)
     assert shipped.config.decoder.dtype == "float32"
     for case in make_chat.CASES:
-        prompt, tokens = prompt_of(case, engine, conversing.tokenizer())
+        prompt, tokens = prompt_of(case, engine, words)
         inputs = make_chat.inputs(case)
         with torch.no_grad():
             theirs = model(**inputs).logits.numpy()
