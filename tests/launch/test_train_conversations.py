@@ -136,7 +136,7 @@ def test_what_is_missing_is_said_before_anything_is_written(folder, tmp_path):
             train.main([*arguments(folder), *fresh, *wrong])
     without = [argument for argument in arguments(folder) if argument not in ("--init", str(folder / "init"))]
     with pytest.raises(UserError, match="want the model's own tokenizer; begin from a checkpoint that has it"):
-        train.main([*without, *fresh])
+        train.main([*without, "--workdir", str(tmp_path / "v")])
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 
