@@ -7,7 +7,7 @@ memory nine hours take beside one.
 convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
 of the same files, and the most anonymous memory that it takes. With --load also the seconds until a `Chat` has either on its device.
 
-startup: see `bench_startup.py`.
+curate: see `bench_curate.py`. startup: see `bench_startup.py`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SEED = 1  # 0 is what thresholds were chosen on
 FITTED = 600  # stills that the aesthetic head is fitted to, half of them spoilt
-THRESHOLDS = (0.1, 0.3, 0.7)  # of the similarity, beside the default
+OTHERS = ("similarity=0.1", "similarity=0.3", "similarity=0.7", "duplicates.picture=-1")  # beside the defaults
 GOOD, UGLY = 6.0, 3.0  # what they are said to score: the default threshold lies between
 BROKEN = ("empty", "truncated", "text", "bomb", "animated", "cmyk", "rotated", "alpha")
 # Stage -> the kinds that it is there for. Near-duplicates and balance are told apart from these: who goes depends on who stays.
@@ -48,13 +48,13 @@ def curate(options: argparse.Namespace) -> dict[str, Any]:
     for stage in sorted({drop["stage"] for drop in dropped}):
         sheet(folder / IMAGES, [drop for drop in dropped if drop["stage"] == stage]).save(folder / f"dropped_{stage}.png")
     found = {"images": len(planted), "seconds": seconds, "images a second": len(planted) / seconds, **figures(planted, dropped)}
-    for threshold in THRESHOLDS:  # measures are there: only decided anew
+    for other in OTHERS:  # measures are there: only decided anew
         began = time.perf_counter()
-        command.main([*arguments, f"similarity={threshold}"])
-        found[f"other threshold, similarity={threshold}: seconds"] = time.perf_counter() - began
+        command.main([*arguments, other])
+        found[f"with {other}: seconds"] = time.perf_counter() - began
         figured = figures(planted, _dropped(folder))
-        for name in ("precision", "recall", "recall of wrong", "recall of near_miss"):
-            found[f"other threshold, similarity={threshold}: {name}"] = figured[f"similarity: {name}"]
+        stage = "duplicate" if other.startswith("duplicates") else "similarity"
+        found |= {f"with {other}: {name}": figured[f"{stage}: {name}"] for name in ("dropped", "precision", "recall")}
     command.main(arguments)
     return found
 
