@@ -76,9 +76,9 @@ def test_what_differs_has_a_file_of_its_own(folder, monkeypatch):
     half(*jax.tree.map(lambda x: x.astype(np.float16), ARGS))
     assert half.traced == 1
     assert answers(program())
-    monkeypatch.setattr(stored_programs, "_source", lambda: "changed code")
+    monkeypatch.setattr(stored_programs, "source_digest", lambda: "changed code")
     assert not answers(program())
-    monkeypatch.setattr(stored_programs, "_versions", lambda: ("0.0.1",))
+    monkeypatch.setattr(stored_programs, "versions", lambda: ("0.0.1",))
     assert not answers(program())
     assert len(stored(folder)) == 6
     with jax.default_matmul_precision("highest"):
@@ -90,7 +90,7 @@ def test_the_source_is_this_packages(tmp_path, monkeypatch):
     code = tmp_path / "models" / "a.py"
     code.write_text("x = 1\n")
     monkeypatch.setattr(stored_programs, "__file__", str(tmp_path / "stored_programs.py"))
-    source = stored_programs._source.__wrapped__
+    source = stored_programs.source_digest.__wrapped__
     before = source()
     assert before == source()
     code.write_text("x = 2\n")
