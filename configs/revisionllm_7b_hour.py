@@ -26,7 +26,7 @@ def get_config() -> ExperimentConfig:
         name="revisionllm_7b_hour",
         grounding=GroundingConfig(levels=(sparse, dense), rate=1.0, query_len=32, prompt_len=96, answer_len=16, confidence="entropy"),
         data=DataConfig(dataset="mad"),
-        train=TrainConfig(stages=_stages(config)),
+        train=TrainConfig(base_dtype="bfloat16", stages=_stages(config)),
     )
 
 

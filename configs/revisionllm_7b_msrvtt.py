@@ -27,5 +27,5 @@ def get_config() -> ExperimentConfig:
         name="revisionllm_7b_msrvtt",
         grounding=dataclasses.replace(config.grounding, levels=(videos, *config.grounding.levels)),
         data=DataConfig(dataset="msrvtt/9k", encoder=CLIP_L14),
-        train=TrainConfig(stages=(stage,)),
+        train=TrainConfig(base_dtype="bfloat16", stages=(stage,)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
+from revision_jax.config import ConfigError, ExperimentConfig, StageConfig, VisionConfig
 from revision_jax.data.packed_row import empty_row
 from revision_jax.data.pretraining import CAPTIONS
 from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIZE_WORDS
@@ -31,40 +31,47 @@ def batch_shapes(config: ExperimentConfig, stage: StageConfig) -> tuple[Shapes, 
 
 
 def _shown(config: ExperimentConfig, stage: StageConfig) -> dict:
-    """What an example shows of films: a window of frames, a group of windows, or patches."""
+    """What an example shows of films: a window of frames, a group of windows or of videos, or patches."""
     level = config.grounding.level(stage.level)
     below = config.grounding.below(level.name) if level.kind == "nested" else level
-    width = config.vision.output
-    merged = lambda vision: max((rows // vision.merge) * (columns // vision.merge) for rows, columns in vision.grids)
     if level.kind == "patch" and stage.task != "presence":
         vision, slots = config.encoder(config.patch_encoder), (level.tokens,)
-        patches = (*slots, merged(vision))
+        patches = (*slots, _merged(vision))
         return {"tokens": ((*patches, vision.output), "float16"), "change": (patches, "float16"), "frame_mask": (slots, bool), "times": (slots, "float32")}
+    frames = below.frames or below.tokens
     if stage.task == "presence":
-        windows = (1,)
+        windows, frames = (1,), stage.examples.frames or frames
     elif level.kind == "dense":
-        windows = ()
+        windows, frames = (), stage.examples.frames or frames
     else:
         run = below.run_length(level) if level.kind == "nested" else 1
-        count = stage.windows or level.tokens * run
-        if count % run or count // run > level.tokens:
-            raise ConfigError(f"stages.{stage.name}.windows: must be a multiple of {run}, at most {level.tokens * run}, is {count}")
-        windows = (count,)
-    slots = (*windows, below.frames or below.tokens)
+        windows = (stage.windows or level.tokens * run,)
+        if windows[0] % run or windows[0] // run > level.tokens:
+            raise ConfigError(f"stages.{stage.name}.windows: must be a multiple of {run}, at most {level.tokens * run}, is {windows[0]}")
+    slots, width = (*windows, frames), config.vision.output
     late = config.decoder.signal.enabled and config.decoder.signal.similarity == "late"
     arrays = {
-        "frames": ((*slots, width), "float16"), "tokens": ((*slots, merged(config.vision) if late else 0, width), "float16"), "frame_mask": (slots, bool),
+        "frames": ((*slots, width), "float16"), "tokens": ((*slots, _merged(config.vision) if late else 0, width), "float16"), "frame_mask": (slots, bool),
         "times": (slots, "float32"),
     }  # fmt: skip
     return {**arrays, **({"window_mask": (windows, bool)} if windows else {})}
 
 
+def _merged(vision: VisionConfig) -> int:
+    return max((rows // vision.merge) * (columns // vision.merge) for rows, columns in vision.grids)
+
+
 def _asked(config: ExperimentConfig) -> dict:
-    sizes = config.grounding
-    texts = {"query": sizes.query_len, "after": sizes.prompt_len, "answer": sizes.answer_len}
-    return {f"{name}_ids": ((length,), "int32") for name, length in texts.items()} | {f"{name}_mask": ((length,), bool) for name, length in texts.items()} | {
-        "weight": ((), "float32")
-    }
+    """Query, question and answer; of the query its features where `data.queries` has them."""
+    sizes, text = config.grounding, config.text
+    asked: dict = {"query_ids": ((sizes.query_len,), "int32")}
+    if config.data.queries:
+        asked = {"query_tokens": ((sizes.query_len, text.width), "float16"), "query_vectors": ((1 + text.phrases, text.projection), "float16")}
+        asked |= {"query_motion": ((2,), "float16")} if text.motion else {}
+    lengths = {"query": sizes.query_len, "after": sizes.prompt_len, "answer": sizes.answer_len}
+    masks = {f"{name}_mask": ((length,), bool) for name, length in lengths.items()}
+    ids = {f"{name}_ids": ((lengths[name],), "int32") for name in ("after", "answer")}
+    return {**asked, **masks, **ids, "weight": ((), "float32")}
 
 
 def _pictures(config: ExperimentConfig, stage: StageConfig) -> dict:

@@ -121,9 +121,9 @@ def _mesh_axes(attributes: str) -> tuple[dict[str, int], dict[str, int], Int[np.
     Chips are counted through the mesh, or as device_ids=([4,2]T(1,0)) says. A part of an axis is written 'b':(before)size; then the mesh is None.
     """
     found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}", attributes)
-    if found is None:
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))} if found else {}
+    if not sizes:
         raise ValueError(f"groups of a collective that are written in a way not known here: {attributes[:160]}")
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found.group(1))}
     along = {name: int(part) if part else sizes[name] for name, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found.group(4))}
     if ":(" in found.group(4):
         return sizes, along, None

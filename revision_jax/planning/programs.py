@@ -23,19 +23,17 @@ from jax.sharding import PartitionSpec as P
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data.batch_shapes import batch_shapes
 from revision_jax.data.tokenizer import Tokenizer
-from revision_jax.grounding.level_functions import LevelFunctions
+from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import ProgramShape, program_shapes
 from revision_jax.models.revision import abstract_state
 from revision_jax.sharding.activations import on_mesh
 from revision_jax.sharding.rules import batch_sharding, check_batch, mesh_size, tree_shardings
 from revision_jax.sharding.strategies import rules_named
-from revision_jax.training.conversation_loss import conversation_loss
 from revision_jax.training.flops import model_flops, product_flops
-from revision_jax.training.losses import stage_loss
 from revision_jax.training.optimizer import make_optimizer
 from revision_jax.training.state import begin_stage, split
-from revision_jax.training.step import Loss, make_train_step, optimizer_shardings
-from revision_jax.training.task import constants
+from revision_jax.training.step import make_train_step, optimizer_shardings
+from revision_jax.training.task import constants, loss_of
 
 
 @dataclass(frozen=True)
@@ -94,42 +92,29 @@ def train_programs(config: ExperimentConfig, tokenizer: Tokenizer) -> Iterator[P
 
 def _row_positions(config: ExperimentConfig, stage: StageConfig, number: int, tokenizer: Tokenizer) -> int:
     """Slots of the decoder that one example fills, pads included."""
-    sizes, grounding = config.grounding, config.grounding
+    sizes, signal = config.grounding, config.decoder.signal
     if stage.task == "pretrain":
         return 0
     if stage.task == "conversation":
         return stage.conversation.rows[number].length
+    dense = next((level for level in sizes.levels if level.kind == "dense"), None)
+    level = sizes.level(stage.level) if stage.level else dense
+    before = len(constants(config, tokenizer, level.name, stage)["before_ids"])
     if stage.task == "language":  # a caption of a picture's tokens, and pointing at slots of the dense level
-        vision = config.vision
-        grid = round(vision.grids[0][0] * vision.grids[0][1] / vision.merge**2)
-        dense = next(level for level in grounding.levels if level.kind == "dense")
-        before = len(_before(config, dense.name, tokenizer))
-        cues = dense.tokens if config.decoder.signal.cues else 0
-        return (before + grid + 1 + sizes.query_len) + (before + dense.tokens + cues + sizes.prompt_len + sizes.answer_len)
-    level = grounding.level(stage.level)
+        picture = config.vision.grids[0][0] * config.vision.grids[0][1] // config.vision.merge**2
+        cues = level.tokens if signal.enabled and signal.cues else 0
+        return (before + picture + 1 + sizes.query_len) + (before + level.tokens + cues + sizes.prompt_len + sizes.answer_len)
     if stage.task == "presence":
-        visual = cues = 1
+        visual = slots = 1
     elif level.kind == "patch":
-        visual, cues = level.budget, level.tokens
+        visual, slots = level.budget, 0 if config.patch_vision is not None else level.tokens
     elif level.kind == "dense":
-        visual = cues = level.tokens
+        visual = slots = stage.examples.frames or level.tokens
     else:
-        run = grounding.below(level.name).run_length(level) if level.kind == "nested" else 1
-        visual = cues = (stage.windows or level.tokens * run) // run
-    signal = config.decoder.signal
-    cues = cues if signal.enabled and signal.cues and not (level.kind == "patch" and config.patch_vision is not None) else 0
-    return len(_before(config, level.name, tokenizer)) + visual + cues + sizes.prompt_len + sizes.answer_len
-
-
-def _before(config: ExperimentConfig, level: str, tokenizer: Tokenizer) -> Any:
-    return constants(config, tokenizer, level)["before_ids"]
-
-
-def _loss(config: ExperimentConfig, stage: StageConfig, tokenizer: Tokenizer) -> Loss:
-    if stage.task == "conversation":
-        return lambda state, batch, key: conversation_loss(config, stage, state, batch)
-    dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
-    return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense))
+        run = sizes.below(level.name).run_length(level) if level.kind == "nested" else 1
+        visual = slots = (stage.windows or level.tokens * run) // run
+    cues = slots if signal.enabled and signal.cues else 0
+    return before + visual + cues + sizes.prompt_len + sizes.answer_len
 
 
 def _train_parts(program: Program) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
@@ -148,7 +133,7 @@ def _train_step(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
     shardings = tree_shardings(trainable, mesh, rules), tree_shardings(frozen, mesh, rules)
     optimizer = make_optimizer(stage)
     opt_shardings = optimizer_shardings(optimizer, trainable, shardings[0], mesh)
-    step = make_train_step(config, stage, _loss(config, stage, program.tokenizer), optimizer, mesh, rules, *shardings, opt_shardings)
+    step = make_train_step(config, stage, loss_of(config, stage, program.tokenizer), optimizer, mesh, rules, *shardings, opt_shardings)
     rows, whole = batch_sharding(mesh, rules), NamedSharding(mesh, P())
     return step, (
         _placed(trainable, shardings[0]), _placed(frozen, shardings[1]), _placed(jax.eval_shape(optimizer.init, trainable), opt_shardings),
@@ -157,7 +142,7 @@ def _train_step(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
 
 
 def _train_flops(program: Program) -> int:
-    return model_flops(program.config, lambda config: _loss(config, program.stage, program.tokenizer), *_train_parts(program))
+    return model_flops(program.config, lambda config: loss_of(config, program.stage, program.tokenizer), *_train_parts(program))
 
 
 # --------------------------------------------------------------------------------------------------------------------------- answering
@@ -190,7 +175,7 @@ def _answer_function(program: Program) -> Callable:
 def _answer(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
     """The first axis of an array is split as a batch is where it divides by the mesh, and the array is whole on every device where it does not."""
     rules, function = rules_named(program.config.mesh.rules), _answer_function(program)
-    state = _answer_state(program.config)
+    state = level_state(_answer_state(program.config), program.shape.level)
     rows, whole = batch_sharding(mesh, rules), NamedSharding(mesh, P())
     devices = mesh_size(mesh, rules.batch)
     lies = lambda x: rows if x.ndim and x.shape[0] % devices == 0 else whole
@@ -206,7 +191,7 @@ def _answer(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
 def _answer_flops(program: Program) -> int:
     answers = "answer" in program.shape.kind
     steps = LevelFunctions(program.config, program.tokenizer).grammar(program.config.grounding.level(program.shape.level)).steps - 1 if answers else 1
-    return product_flops(_answer_function(program), _answer_state(program.config), *program.shape.arrays, loops=steps)
+    return product_flops(_answer_function(program), level_state(_answer_state(program.config), program.shape.level), *program.shape.arrays, loops=steps)
 
 
 def all_programs(config: ExperimentConfig, tokenizer: Tokenizer, stage: str | None = None) -> list[Program]:

@@ -19,7 +19,8 @@ DIGITS = tuple("0123456789")
 
 def stand_in(config: ExperimentConfig) -> Tokenizer:
     """A tokenizer that can write every prompt and answer of a config's levels, in at most `decoder.vocab` tokens."""
-    texts = [text for level in config.grounding.levels for text in prompt_texts(level.prompt)]
+    prompts = [level.prompt for level in config.grounding.levels] + [stage.prompt for stage in config.train.stages if stage.prompt is not None]
+    texts = [text for prompt in prompts for text in prompt_texts(prompt)]
     if config.decoder.time == "token":
         numbers = max((level.tokens for level in config.grounding.levels), default=1)
         return build_word_tokenizer(texts, numbers=numbers, vocab_size=config.decoder.vocab)

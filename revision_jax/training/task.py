@@ -74,6 +74,14 @@ def constants(config: ExperimentConfig, tokenizer: Tokenizer, level: str, stage:
     }
 
 
+def loss_of(config: ExperimentConfig, stage: StageConfig, tokenizer: Tokenizer) -> Loss:
+    """What a stage minimises."""
+    if stage.task == "conversation":
+        return lambda state, batch, key: conversation_loss(config, stage, state, batch)
+    dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
+    return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense, stage))
+
+
 def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | Path, parts: Sequence[str] = ()) -> Callable[[Mapping], dict]:
     """`Task.load_state` that starts from the weights of an exported checkpoint: what it does not have is freshly initialised.
 
@@ -141,10 +149,7 @@ def make_task(
         return Curriculum(config, stage, corpus, tokenizer, config.train.seed, text_tokenizer, queries)
 
     def make_loss(stage: StageConfig) -> Loss:
-        if stage.task == "conversation":
-            return lambda state, batch, key: conversation_loss(config, stage, state, batch)
-        dense = next((level.name for level in config.grounding.levels if level.kind == "dense"), config.grounding.levels[0].name)
-        return stage_loss(config, stage, constants(config, tokenizer, stage.level or dense, stage))
+        return loss_of(config, stage, tokenizer)
 
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
     return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state, check=check)
