@@ -15,7 +15,9 @@ CASES = {
     ),
     "plain": ("f32[10,16]", "f32[16,20]", "f32[10,20]", "dim_labels=bf_io->bf", 2 * 10 * 16 * 20),
     # a 3 x 3 kernel over 5 x 5 with a rim of padding: corners meet 4, edges 6, the rest 9
-    "padding": ("f32[1,5,5,2]", "f32[3,3,2,7]", "f32[1,5,5,7]", "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 2 * 2 * 7 * (4 * 4 + 12 * 6 + 9 * 9)),
+    "padding": (
+        "f32[1,5,5,2]", "f32[3,3,2,7]", "f32[1,5,5,7]", "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 2 * 2 * 7 * (4 * 4 + 12 * 6 + 9 * 9),
+    ),
     "strides": ("f32[1,8,8,3]", "f32[2,2,3,5]", "f32[1,4,4,5]", "window={size=2x2 stride=2x2}, dim_labels=b01f_01io->b01f", 2 * 16 * 4 * 3 * 5),
 }  # fmt: skip
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "golden"
 PRESETS = (
-    "tiny", "videollama3_2b", "videollama3_7b", "revisionllm_7b_mad", "revisionllm_7b_vidchapters", "revisionllm_7b_hour", "revisionllm_7b_msrvtt", "revision_2b",
-    "revision_7b",
+    "tiny", "videollama3_2b", "videollama3_7b", "revisionllm_7b_mad", "revisionllm_7b_vidchapters", "revisionllm_7b_hour", "revisionllm_7b_msrvtt",
+    "revision_2b", "revision_7b",
 )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ def test_a_frozen_weight_has_two_products_and_a_trained_one_three():
 
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_decoder_has_two_flops_for_each_weight_and_token_and_its_attention(scan):
-    config = dataclasses.replace(tiny.config().decoder, scan=scan, tie_embeddings=False, signal=dataclasses.replace(tiny.config().decoder.signal, enabled=False))
+    decoder = tiny.config().decoder
+    config = dataclasses.replace(decoder, scan=scan, tie_embeddings=False, signal=dataclasses.replace(decoder.signal, enabled=False))
     batch, length = 2, 6
     shapes = jax.eval_shape(lambda: Decoder(config).init({"params": jax.random.key(0), "lora": jax.random.key(0)}, jnp.zeros((1, 1), jnp.int32),
                                                          method=Decoder.everything))
