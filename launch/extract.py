@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from launch.cli import Parser, run
 
 if TYPE_CHECKING:
-    from revision_jax.extraction_jobs import Job, Outcome
+    from revision_jax.extraction.jobs import Job, Outcome
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     check_rate(options.rate)
-    from revision_jax.extraction_jobs import FeatureExtractor, find_jobs, shard
+    from revision_jax.extraction.jobs import FeatureExtractor, find_jobs, shard
 
     jobs = find_jobs(options.videos)
     mine = shard(jobs, *_share(options.shard))

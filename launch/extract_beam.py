@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline_options = beam_options(flags)
     import apache_beam as beam
 
-    from revision_jax.extraction_beam import ExtractFeatures, from_line, to_line
-    from revision_jax.extraction_jobs import check_patches, find_jobs
+    from revision_jax.extraction.beam import ExtractFeatures, from_line, to_line
+    from revision_jax.extraction.jobs import check_patches, find_jobs
 
     jobs = find_jobs(options.videos)
     check_patches(options.checkpoint, options.patches)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float16, UInt8
 
-from revision_jax import checkpoint, extraction
+from revision_jax import checkpoint
 from revision_jax.config import ExperimentConfig
 from revision_jax.curation.pictures import Picture
 from revision_jax.data import frames as host_frames
@@ -23,7 +23,8 @@ from revision_jax.data.prompts import Padded, encode_query
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.data.video import content_hash
 from revision_jax.errors import UserError
-from revision_jax.extraction_jobs import load_encoder
+from revision_jax.extraction import video as extraction
+from revision_jax.extraction.jobs import load_encoder
 from revision_jax.models import revision
 
 PARTS = ("params/vision/", "params/projection/", "params/text/", "params/similarity/")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from revision_jax import checkpoint, extraction, paths
+from revision_jax import checkpoint, paths
 from revision_jax.config import ExperimentConfig, LevelConfig
 from revision_jax.convert import assemble, formats
 from revision_jax.convert.load import load_state
@@ -30,6 +30,8 @@ from revision_jax.data.frames import token_change
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
+from revision_jax.extraction import video as extraction
+from revision_jax.extraction.text import text_identity
 from revision_jax.grounding import answer as answers
 from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
@@ -42,7 +44,6 @@ from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
 from revision_jax.stored_programs import stored_json, use_compile_cache
-from revision_jax.text_extraction import text_identity
 
 if TYPE_CHECKING:
     from revision_jax.grounding.asking import AskingGrounder

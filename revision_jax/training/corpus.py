@@ -27,8 +27,8 @@ from revision_jax.data.synthetic.write import write
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.video import content_hash
 from revision_jax.errors import UserError
-from revision_jax.extraction import encoder_identity, extract
-from revision_jax.text_extraction import text_identity
+from revision_jax.extraction.text import text_identity
+from revision_jax.extraction.video import encoder_identity, extract
 
 Report = Callable[[str, int, int], None]  # (what is being done, films done, films in all)
 

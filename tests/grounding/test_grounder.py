@@ -75,7 +75,7 @@ def test_a_video_is_answered_and_the_second_time_comes_from_disk(grounder, video
     def never(*args, **kwargs):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr("revision_jax.extraction.extract", never)
+    monkeypatch.setattr("revision_jax.extraction.video.extract", never)
     again = grounder.encode(video)
     assert again.seconds == 0 and again.source.key == encoded.source.key
     repeated = grounder.ground(str(video), ["A red ring.", "a blue square"], top_k=3, threshold=0.0)

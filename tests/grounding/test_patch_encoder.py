@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revision_jax import checkpoint, extraction, paths
+from revision_jax import checkpoint, paths
 from revision_jax.config import ConfigError, ExperimentConfig, VisionConfig
 from revision_jax.data import video as files
+from revision_jax.extraction import video as extraction
 from revision_jax.grounding.grounder import Grounder
 from revision_jax.grounding.levels import Window
 from revision_jax.models import revision

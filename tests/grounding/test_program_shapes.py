@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from revision_jax import extraction
 from revision_jax.config import LevelConfig
+from revision_jax.extraction import video as extraction
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes, token_counts
 from revision_jax.grounding.search import Searcher

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from launch import cli, extract
-from revision_jax import checkpoint, extraction, extraction_jobs
+from revision_jax import checkpoint
 from revision_jax.claims import claim
 from revision_jax.data.feature_parts import PART_FRAMES, parts_folder
 from revision_jax.data.features import FeatureStore
 from revision_jax.data.synthetic.script import make_script
 from revision_jax.data.synthetic.write import write_mp4
 from revision_jax.errors import UserError
+from revision_jax.extraction import jobs as extraction_jobs
+from revision_jax.extraction import video as extraction
 from tests.grounding.conftest import noisy_state
 from tests.tiny import config as tiny_config
 
@@ -100,7 +102,7 @@ def test_patches(model, films, tmp_path):
 KILLED = """
     import os, signal, sys
     from launch import extract
-    from revision_jax import extraction
+    from revision_jax.extraction import video as extraction
     calls, plain = [], extraction.encode_chunk
     def encode(*given):
         calls.append(1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from revision_jax import checkpoint, extraction, paths
+from revision_jax import checkpoint, paths
 from revision_jax.claims import claim
 from revision_jax.config import ExperimentConfig, LevelConfig
 from revision_jax.convert.source import open_source
@@ -20,6 +20,7 @@ from revision_jax.data.feature_parts import remove_parts
 from revision_jax.data.features import FeatureStore, StoreError, store_path
 from revision_jax.data.video import content_hash
 from revision_jax.errors import UserError
+from revision_jax.extraction import video as extraction
 from revision_jax.models.revision import abstract_state
 
 SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".ogv", ".3gp"])

@@ -1,4 +1,4 @@
-"""Queries to a store of text features: every query goes through the text tower once. What `extraction.py` is for videos."""
+"""Queries to a store of text features: every query goes through the text tower once. What `video.py` is for videos."""
 
 from __future__ import annotations
 

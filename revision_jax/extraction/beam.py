@@ -1,4 +1,4 @@
-"""`extraction_jobs` as an Apache Beam transform, for more videos than one machine can encode. Needs the extra `beam`.
+"""`jobs.py` as an Apache Beam transform, for more videos than one machine can encode. Needs the extra `beam`.
 
     jobs (PCollection[Job]) | ExtractFeatures(checkpoint, out)  ->  PCollection[Outcome]
 
@@ -19,11 +19,11 @@ from revision_jax.beam_jobs import RunJobs
 from revision_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from revision_jax.extraction_jobs import FeatureExtractor, Job, Outcome
+    from revision_jax.extraction.jobs import FeatureExtractor, Job, Outcome
 
 
 class ExtractFeatures(beam.PTransform):
-    """Jobs to what became of them; arguments as of `extraction_jobs.FeatureExtractor`."""
+    """Jobs to what became of them; arguments as of `jobs.FeatureExtractor`."""
 
     def __init__(self, checkpoint: str, out: str, rate: float | None = None, patches: bool = False):
         super().__init__()
@@ -34,13 +34,13 @@ class ExtractFeatures(beam.PTransform):
 
 
 def _load(*arguments: Any) -> FeatureExtractor:
-    from revision_jax.extraction_jobs import FeatureExtractor  # here, in the worker: whoever builds the pipeline needs no device
+    from revision_jax.extraction.jobs import FeatureExtractor  # here, in the worker: whoever builds the pipeline needs no device
 
     return FeatureExtractor(*arguments)
 
 
 def _extract(extractor: FeatureExtractor, job: Job) -> Outcome:
-    from revision_jax.extraction_jobs import Outcome
+    from revision_jax.extraction.jobs import Outcome
 
     try:
         outcome = extractor.run(job)
@@ -62,7 +62,7 @@ def from_line(line: str) -> Outcome:
     """The inverse of `to_line`."""
     from pathlib import Path
 
-    from revision_jax.extraction_jobs import Job, Outcome
+    from revision_jax.extraction.jobs import Job, Outcome
 
     values = json.loads(line)
     job = Job(values.pop("video_id"), Path(values.pop("path")), values.pop("size"))

@@ -1,4 +1,4 @@
-"""text_extraction.py: what the store gives back is what the tower says, and whose it is."""
+"""extraction/text.py: what the store gives back is what the tower says, and whose it is."""
 
 import dataclasses
 
@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from revision_jax import text_extraction
 from revision_jax.config import ConfigError
 from revision_jax.data.prompts import encode_query
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.errors import UserError
+from revision_jax.extraction import text as text_extraction
 from revision_jax.models import revision
 from tests.grounding.conftest import config, noisy_state, state, tokenizer  # noqa: F401  fixtures
 

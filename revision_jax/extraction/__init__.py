@@ -1,0 +1,1 @@
+"""Features, made once and kept: of videos (video), of queries (text), of many videos by several processes (jobs) or Beam's workers (beam)."""
