@@ -1,7 +1,7 @@
 """Where activations lie on the mesh: the few places where a model says so, and the context in which that counts.
 
 Weights that are split over the axis that they are summed over leave the compiler a choice, and it may split the hidden states by width rather than by row.
-One constraint where the layers hand them on settles it: without it the 7B's train step takes 38 GB of temporaries on 64 chips, with it 5.
+One constraint where the layers hand them on settles it: without it the 7B's stage 1a needs 38 GiB of a chip of v5e:8x8 under fsdp, with it 6.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A model whose every collective can be written down: two layers of x + relu(x a) b, scanned, and the train step of `training/step.py` around it.
 
 `python -m tests.planning.small_model` compiles it for 8 CPU devices under dp, fsdp and tensor and prints what the planner reads off, as JSON; the tests start
-it in a process of its own. `python -m tests.planning.small_model live` takes a step of tests/tiny.py's model instead, under each strategy, and prints the bytes
-that its arrays take on a device beside those that the planner tells.
+it in a process of its own. `python -m tests.planning.small_model live [NAME ...]` takes a step of tests/tiny.py's model instead, under these strategies (fsdp),
+and prints the bytes that its arrays take on a device beside those that the planner tells.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compiled_bytes() -> dict:
     return told
 
 
-def live_bytes() -> dict:
+def live_bytes(names: list[str]) -> dict:
     """{strategy: [bytes that the planner tells, bytes of the arrays on each device after a real step]}."""
     import jax
     import jax.numpy as jnp
@@ -81,7 +81,7 @@ def live_bytes() -> dict:
     from tests.planning.stages import config
 
     told = {}
-    for name in ("dp", "fsdp", "tensor"):
+    for name in names or ["fsdp"]:
         mesh = strategy_named(name).mesh(8)
         program = next(program for program in all_programs(config(), stand_in(config()), "1a"))
         program = with_mesh(program, dataclasses.replace(program.config, mesh=mesh))
@@ -103,4 +103,4 @@ def live_bytes() -> dict:
 
 if __name__ == "__main__":
     os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    print(json.dumps(live_bytes() if "live" in sys.argv[1:] else compiled_bytes()))
+    print(json.dumps(live_bytes(sys.argv[2:]) if "live" in sys.argv[1:2] else compiled_bytes()))

@@ -12,7 +12,5 @@ def test_arguments_are_what_lies_on_a_device_between_two_steps():
     done = subprocess.run([sys.executable, "-m", "tests.planning.small_model", "live"], capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
-    assert set(told) == {"dp", "fsdp", "tensor"}
-    for planned, *held in told.values():
-        assert held == [planned] * 8
-    assert told["fsdp"][0] < told["tensor"][0] < told["dp"][0]
+    (planned, *held), = told.values()
+    assert held == [planned] * 8
