@@ -12,7 +12,7 @@ tick, and `times` holds the true timestamp of the picture that the tick got (`da
 
 Blocks are read past ArrayRecord's reader, straight into arrays (`record_layout.py`): the first time whole, and judged by their sum ("sum", 16 hexadecimal
 digits), later as much of them as is wanted. Where that does not work (a store without sums, a system without `preadv`, a file laid out otherwise)
-ArrayRecord's reader does it, ten times slower.
+ArrayRecord's reader does it, which takes longer.
 """
 
 from __future__ import annotations
