@@ -1,7 +1,8 @@
 """Where the bytes of a record lie in an uncompressed ArrayRecord file of one record a group, and reading them straight into arrays.
 
 ArrayRecord's own reader hands a record out as `bytes`, after copies and a hash of its own. But where a record begins follows from the lengths of those before
-it, so whoever knows these lengths can have the operating system put the bytes where they are wanted. The file is a stream of chunks, one for each record, and every 64 KiB of it begin with a header of the stream itself:
+it, so whoever knows these lengths can have the operating system put the bytes where they are wanted. The file is a stream of chunks, one for each record, and
+every 64 KiB of it begin with a header of the stream itself:
 
     stream    chunk of 40 bytes (signature) | 40 bytes, 0, length of the next varint, varint of the record's length, record | 40 bytes, 0, ...
     file      24 bytes, 65,512 of the stream | 24 bytes, 65,512 of the stream | ...
