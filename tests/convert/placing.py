@@ -37,7 +37,8 @@ def main(foreign: str, ours: str, index: int = 0, count: int = 1, port: int = 0)
     from revision_jax.convert.load import load_state
     from revision_jax.models.revision import abstract_state
     from revision_jax.sharding.mesh import make_mesh
-    from revision_jax.sharding.rules import rules_named, tree_shardings
+    from revision_jax.sharding.rules import tree_shardings
+    from revision_jax.sharding.strategies import rules_named
 
     made = assemble([Part(foreign)])
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
