@@ -54,19 +54,19 @@ class Server:
                     owner.most = max(owner.most, owner._now)
                 try:
                     status, said, *rest = answer(owner.asked[number], number)
-                    if said is None:
-                        return
-                    data = said if isinstance(said, bytes) else json.dumps(said).encode()
-                    with contextlib.suppress(OSError):
-                        self.send_response(status)
-                        for name, value in (rest[0] if rest else {}).items():
-                            self.send_header(name, value)
-                        self.send_header("Content-Length", str(len(data)))
-                        self.end_headers()
-                        self.wfile.write(data)
-                finally:
+                finally:  # before the client has its answer, and may ask again
                     with owner.lock:
                         owner._now -= 1
+                if said is None:
+                    return
+                data = said if isinstance(said, bytes) else json.dumps(said).encode()
+                with contextlib.suppress(OSError):
+                    self.send_response(status)
+                    for name, value in (rest[0] if rest else {}).items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def log_message(self, *_: Any) -> None:
                 pass
