@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 from revision_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,3 +34,17 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+@contextmanager
+def counting_bar(unit: str = "left", speed_estimate_period: float = 30.0) -> Iterator[Progress | None]:
+    """A bar of things done, of how many, with the time left; None but on a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=speed_estimate_period) as bar:
+        yield bar

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launch.cli import Parser, run
+from launch.cli import Parser, counting_bar, run
 
 if TYPE_CHECKING:
     from revision_jax.curation.curator import Recipe
@@ -85,14 +85,10 @@ def tell(report: Report) -> int:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
     """A bar with the time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
+    with counting_bar(speed_estimate_period=600) as bar:
+        if bar is None:
+            yield None
+            return
         tasks: dict[str, int] = {}
 
         def report(what: str, done: int, of: int) -> None:

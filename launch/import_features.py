@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.cli import Parser, run
+from launch.cli import Parser, counting_bar, run
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,16 +78,12 @@ def _table(file: str | None, kind: type | tuple[type, ...], what: str) -> dict |
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
     """A bar with the time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("importing", total=None)
-        yield lambda key, done, of: progress.update(task, description=key, completed=done, total=of)
+    with counting_bar() as bar:
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("importing", total=None)
+        yield lambda key, done, of: bar.update(task, description=key, completed=done, total=of)
 
 
 if __name__ == "__main__":

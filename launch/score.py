@@ -8,13 +8,12 @@ What it writes is what semi-hard negatives are drawn by (`revision_jax/data/scor
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cli import Parser, run
+from launch.cli import Parser, counting_bar, run
 
 if TYPE_CHECKING:
     from revision_jax.data.scores import Scored
@@ -90,16 +89,12 @@ def scored(question: Asked, ranked: Sequence, keep: int) -> Scored:
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar with the time left, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("films, left"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("scoring", total=total)
-        yield lambda: progress.advance(task)
+    with counting_bar("films, left") as bar:
+        if bar is None:
+            yield lambda: None
+            return
+        task = bar.add_task("scoring", total=total)
+        yield lambda: bar.advance(task)
 
 
 if __name__ == "__main__":
