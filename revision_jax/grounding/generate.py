@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.prompt import Grammar
-from revision_jax.models.decoder import Decoder, init_cache
+from revision_jax.models.cache import follow, grow, init_cache
+from revision_jax.models.decoder import Decoder
 from revision_jax.models.revision import Visual, last_valid, question
 
 NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
@@ -76,8 +77,7 @@ def ask(
     batch, used = cache["valid"].shape
     embeds, valid = question(visual, decoder.apply(weights, after_ids, method=Decoder.embed), after_mask)
     s = valid.shape[1]
-    grow = lambda x: jnp.pad(x, ((0, 0), (0, s + answer_len)) + ((0, 0),) * (x.ndim - 2))
-    cache = {"layers": jax.tree.map(grow, cache["layers"]), "valid": grow(cache["valid"]), "signal": None}
+    cache = grow({**cache, "signal": None}, s + answer_len)
     signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
     base = jnp.sum(cache["valid"], 1)
     positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
@@ -89,7 +89,7 @@ def ask(
 
 
 def _repeat(tree, times: int):
-    return jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
+    return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
 
 
 def _step(
@@ -179,13 +179,7 @@ def beam(
     def advance(slot: Array, s: dict, cache: dict) -> tuple[dict, dict]:
         """Reads the chosen and the forced tokens: scores of the forced ones, logits of the next choice."""
         rows = (row * spans + s["parent"]).reshape(-1)
-
-        # Hypotheses of one prompt differ in the answer's slots alone: only those follow the parent.
-        def follow(x: Array) -> Array:
-            part = jax.lax.slice_in_dim(x, asked.first, asked.first + grammar.slots, axis=1)[rows]
-            return jax.lax.dynamic_update_slice_in_dim(x, part, asked.first, 1)
-
-        cache = {"layers": jax.tree.map(follow, cache["layers"]), "valid": follow(cache["valid"]), "signal": cache["signal"]}
+        cache = follow(cache, rows, asked.first, grammar.slots)  # hypotheses of one prompt differ in the answer's slots alone
         block, read = s["block"], s["read"]  # [B J 1 + most], of which the first `width` may be read
         valid = jnp.arange(width) < read[..., None]
         flat = lambda x: x.reshape(batch * spans, *x.shape[2:])

@@ -21,7 +21,7 @@ from revision_jax.grounding.generate import Decoded
 from revision_jax.grounding.prompt import Grammar, span_grammar
 from revision_jax.models import revision
 from revision_jax.models import signal as search_signal
-from revision_jax.models.decoder import stack_caches, take_rows
+from revision_jax.models.cache import stack_caches, take_rows
 
 
 class WindowTokens(NamedTuple):

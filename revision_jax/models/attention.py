@@ -40,12 +40,28 @@ def attention(
     raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
 
 
-def _xla(q, k, v, mask, bias, scale):
+def cached_attention(
+    q: Float[Array, "B S K d"],
+    k: Float[Array, "B G d M"],
+    v: Float[Array, "B G M d"],
+    *,
+    mask: Bool[Array, "#B #K #S M"] | None = None,
+    bias: Float[Array, "#B #K #S #M"] | None = None,
+    implementation: str = "xla",
+) -> Float[Array, "B S K d"]:
+    """`attention` over keys and values as a cache holds them (`models/cache.py`)."""
+    if implementation == "xla":
+        return _xla(q, k, v, mask, bias, q.shape[-1] ** -0.5, "gdm", "gmd")
+    return attention(q, jnp.moveaxis(k, 3, 1), jnp.moveaxis(v, 2, 1), mask=mask, bias=bias, implementation=implementation)
+
+
+def _xla(q, k, v, mask, bias, scale, keys="mgd", values="mgd"):
+    """keys, values: how k and v lie behind the batch."""
     batch, rows, heads, width = q.shape
-    groups = k.shape[2]
+    groups = k.shape[1 + keys.index("g")]
     # Heads of one group are rows of one matrix product: keys and values are never repeated in memory.
     grouped = q.reshape(batch, rows, groups, heads // groups, width)
-    scores = jnp.einsum("bsgrd,bmgd->bgrsm", grouped, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum(f"bsgrd,b{keys}->bgrsm", grouped, k, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         scores = scores + _by_group(bias.astype(jnp.float32), groups)
     if mask is not None:
@@ -57,7 +73,7 @@ def _xla(q, k, v, mask, bias, scale):
     total = weights.sum(axis=-1, keepdims=True)
     # Without a mask the largest weight is 1; only a row with no column at all sums to 0.
     weights = weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
-    out = jnp.einsum("bgrsm,bmgd->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum(f"bgrsm,b{values}->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return out.reshape(batch, rows, heads, width).astype(q.dtype)
 
 
