@@ -52,18 +52,20 @@ def answerer(digits: bool) -> tuple[Callable[[], Callable[[], None]], int, int]:
     grammar = span_grammar(stand_in(config), config.grounding.levels[0].prompt, FRAMES)
     state = {"params": {"decoder": jax.device_put(split_layers(init_decoder(config.decoder, jax.random.key(0))["params"]))}, "lora/dense": {}}
     rng = np.random.default_rng(0)
-    cache = init_cache(config.decoder, ROWS, PROMPT + grammar.slots)
-    cache["layers"] = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), cache["layers"])
-    cache["valid"] = cache["valid"].at[:, :PROMPT].set(True)
     logits = jnp.asarray(rng.standard_normal((ROWS, config.decoder.vocab)), jnp.float32)
 
-    @jax.jit
-    def run(state: dict, cache: dict, logits: jax.Array) -> generate.Decoded:
+    @functools.partial(jax.jit, donate_argnums=1)
+    def run(state: dict, cache: dict, logits: jax.Array) -> tuple[generate.Decoded, dict]:
         asked = generate.Asked(cache, logits, jnp.full(ROWS, PROMPT), PROMPT, None)
-        return generate.beam(config, state, "dense", asked, grammar, jnp.full(ROWS, FRAMES), 1)
+        return generate.beam(config, state, "dense", asked, grammar, jnp.full(ROWS, FRAMES), 1), cache
 
-    length = np.asarray(run(state, cache, logits).length)
-    return lambda: lambda: jax.block_until_ready(run(state, cache, logits)), int(length.max()), grammar.rounds
+    def ready() -> Callable[[], tuple]:
+        cache = init_cache(config.decoder, ROWS, PROMPT + grammar.slots)
+        cache["valid"] = cache["valid"].at[:, :PROMPT].set(True)
+        jax.block_until_ready(cache)
+        return lambda: jax.block_until_ready(run(state, cache, logits)[0])
+
+    return ready, int(ready()().length.max()), grammar.rounds
 
 
 @functools.cache

@@ -178,8 +178,8 @@ def beam(
 
     def advance(slot: Array, s: dict, cache: dict) -> tuple[dict, dict]:
         """Reads the chosen and the forced tokens: scores of the forced ones, logits of the next choice."""
-        rows = (row * spans + s["parent"]).reshape(-1)
-        cache = follow(cache, rows, asked.first, grammar.slots)  # hypotheses of one prompt differ in the answer's slots alone
+        if spans > 1:  # hypotheses of one prompt differ in the answer's slots alone
+            cache = follow(cache, (row * spans + s["parent"]).reshape(-1), asked.first, grammar.slots)
         block, read = s["block"], s["read"]  # [B J 1 + most], of which the first `width` may be read
         valid = jnp.arange(width) < read[..., None]
         flat = lambda x: x.reshape(batch * spans, *x.shape[2:])
