@@ -46,12 +46,22 @@ def reliability(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n
 
 
 def expected_calibration_error(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"], bins: int = BINS) -> float:
-    """ECE: |accuracy - mean confidence| of each bin, weighted by the bin's share of answers; in [0, 1], NaN without answers."""
+    """ECE: |accuracy - mean confidence| of each bin, weighted by the bin's share of answers; in [0, 1], NaN without answers.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), equations 3 and 5.
+    """
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if len(confidence) == 0:
         return float("nan")
     gaps = np.bincount(bin_index(confidence, bins), correct - confidence, bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def brier(confidence: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> float:
+    """Mean squared difference of confidence and correctness (1 or 0); in [0, 1], NaN without answers. Source: Brier, Monthly Weather Review 1950, in the usual
+    form for two outcomes, which is half of his."""
+    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    return float(np.mean((confidence - correct) ** 2)) if len(confidence) else float("nan")
 
 
 def logit(probability: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

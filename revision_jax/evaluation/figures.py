@@ -3,8 +3,8 @@
 Every figure is a function of (columns, weights): weights of one give the figure itself, and a resample of the questions is nothing but
 other weights (how often each question was drawn). So the interval and the comparison use the very code that makes the figure.
 
-Units: R@k, mIoU, mAP, tF1, EtF1, count_accuracy, RejF1, refused, answered, window_recall(_all), oracle_window_mIoU and survivors_share in
-percent; AUROC and ECE in [0, 1]; seconds in seconds.
+Units: R@k, mIoU, mAP, F1, tF1, EtF1, count_accuracy, RejF1, FPR, refused, answered, window_recall(_all, @k), oracle_window_mIoU and survivors_share in
+percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds in seconds.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import numpy as np
 from jaxtyping import Float
 
 from revision_jax.evaluation import calibration, moments
-from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
+from revision_jax.evaluation.outcome import CORRECT_IOUS, WINDOW_RANKS, Outcome, columns
 
 RECALLS = tuple(f"R{rank}@{iou}" for rank in moments.RECALL_RANKS for iou in moments.RECALL_IOUS)
+PRECISIONS = ("mAP", "mAP@0.5", "mAP@0.75", *(f"mAP_{name}" for name in moments.LENGTHS))
+WINDOW_RECALLS = tuple(f"window_recall@{rank}" for rank in WINDOW_RANKS)
 PERCENT = (
-    *RECALLS, "mIoU", "mAP", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", "survivors_share", "oracle_window_mIoU"
+    *RECALLS, "mIoU", *PRECISIONS, "F1@0.5", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", *WINDOW_RECALLS,
+    "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
 RESAMPLES = 10_000
 CHUNK = 500  # resamples at a time: bounds memory to CHUNK x questions
-LOWER_IS_BETTER = ("ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
+LOWER_IS_BETTER = ("FPR", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
 
 
 def _mean(column: Float[np.ndarray, "n"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
@@ -40,16 +43,38 @@ def _auroc(confidence: np.ndarray, present: np.ndarray, weights: Float[np.ndarra
 
 
 def _ece(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    known = ~np.isnan(confidence)
+    confidence, correct, weights = confidence[known], correct[known], weights[:, known]
     one_hot = np.eye(calibration.BINS)[calibration.bin_index(confidence)]
     gaps = weights @ (one_hot * (correct - confidence)[:, None])
     total = weights.sum(axis=1)
     return np.divide(np.abs(gaps).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
+def _aurc(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    """The mean of `rejection.risk_coverage`; weights are whole numbers.
+
+    W questions of one confidence, E of them wrong, behind n better ones of which e are wrong, have the risks (e + j E / W) / (n + j) for j = 1 .. W:
+    together E + (e - n E / W) (H(n + W) - H(n)), with the harmonic numbers H.
+    """
+    _, group = np.unique(-confidence, return_inverse=True)
+    one_hot = np.eye(group.max(initial=-1) + 1)[group]
+    count, wrong = weights @ one_hot, weights @ (one_hot * (1.0 - correct)[:, None])
+    through = np.cumsum(count, axis=1)
+    before, wrong_before = through - count, np.cumsum(wrong, axis=1) - wrong
+    total = weights.sum(axis=1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(total.max(initial=0)) + 1))])
+    share = np.divide(wrong, count, out=np.zeros_like(wrong), where=count > 0)
+    steps = harmonic[np.rint(through).astype(int)] - harmonic[np.rint(before).astype(int)]
+    risks = wrong + (wrong_before - before * share) * steps
+    return np.divide(risks.sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
 def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray, "r n"]) -> dict[str, Float[np.ndarray, "r"]]:
     """Every figure under every row of weights; NaN where no question of the needed kind has weight.
 
-    EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`.
+    EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`; FPR is the share of absent
+    questions that get an answer (CoMET-Bench). AURC, ECE and Brier are about the first candidate, correct = IoU above 0.5 (ECE@t: above t).
     """
     weights = np.asarray(weights, dtype=np.float64)
     plain = {name: _mean(table[name], weights) for name in PERCENT}
@@ -57,10 +82,14 @@ def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray
     result["EtF1"] = 100.0 * plain["count_accuracy"] * plain["tF1"]
     both = plain["refused"] + plain["answered"]
     result["RejF1"] = np.where(both > 0, 100.0 * 2.0 * plain["refused"] * plain["answered"] / np.where(both > 0, both, 1.0), both * 0.0)
+    result["FPR"] = 100.0 - result["refused"]
     result["AUROC"] = _auroc(table["confidence"], table["present"], weights)
+    correct = table[f"correct@{CORRECT_IOUS[-1]}"]
+    result["AURC"] = _aurc(table["confidence"], correct, weights)
     for iou in CORRECT_IOUS:
-        result[f"ECE@{iou}"] = _ece(table["confidence"], table[f"correct@{iou}"], weights)
+        result[f"ECE@{iou}"] = _ece(table["probability"], table[f"correct@{iou}"], weights)
     result["ECE"] = result[f"ECE@{CORRECT_IOUS[-1]}"]
+    result["Brier"] = _mean((table["probability"] - correct) ** 2, weights)
     result["seconds"] = _mean(table["seconds"], weights)
     return result
 
@@ -88,7 +117,10 @@ def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, flo
 
 
 def intervals(outcomes: list[Outcome], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float] | None]:
-    """Bootstrap percentile interval of every figure, resampling questions with replacement; the same seed gives the same interval."""
+    """Bootstrap percentile interval of every figure, resampling questions with replacement; the same seed gives the same interval.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
     if not outcomes:
         return {}
     table = columns(outcomes)
@@ -103,7 +135,7 @@ def paired_bootstrap(
 
     A figure: {"first", "second", "difference" (first - second), "low", "high" (its interval at `level`), "p" (two-sided: twice the share
     of resamples whose difference has the other sign or none), "better" (the interval excludes 0 on `first`'s side), "worse"}.
-    Raises ValueError when the questions differ.
+    Raises ValueError when the questions differ. Source: Efron and Tibshirani (1993), chapters 13 and 15; paired as in Koehn, EMNLP 2004.
     """
     if [outcome.key for outcome in first] != [outcome.key for outcome in second]:
         raise ValueError("a paired comparison needs the same questions in the same order")
