@@ -44,3 +44,8 @@ def test_temperature_recovers_a_known_distortion():
     mended = calibration.apply_temperature(boastful, temperature)
     assert calibration.expected_calibration_error(mended, correct) < 0.02 < calibration.expected_calibration_error(boastful, correct)
     assert (np.argsort(mended, kind="stable") == np.argsort(boastful, kind="stable")).all()
+
+
+def test_brier_by_hand():
+    assert calibration.brier(np.array([0.8, 0.3]), np.array([True, False])) == pytest.approx((0.04 + 0.09) / 2)
+    assert np.isnan(calibration.brier(np.array([]), np.array([], bool)))
