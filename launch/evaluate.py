@@ -36,6 +36,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question (default 5)")
     parser.add_argument("--json", metavar="FILE", help="the report with every answer")
     compared = "the report of another run: paired bootstrap of every figure; give two to compare them without running anything"
+    handed_in = "the answers in the form that the dataset's owners score (QVHighlights', MAD's, ExtremeWhenBench's)"
+    parser.add_argument("--submission", metavar="FILE", help=handed_in)
     parser.add_argument("--compare", nargs="+", metavar="FILE", help=compared)
     parser.add_argument("--cache", metavar="DIR", help="where encoded videos are kept (default: the user's cache folder)")
     parser.add_argument("--workdir", metavar="DIR", help="where the answers are kept until the run is complete (default: answers/ in the cache folder)")
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from revision_jax import checkpoint
     from revision_jax.errors import UserError
-    from revision_jax.evaluation import datasets, exam, fitting
+    from revision_jax.evaluation import datasets, exam, fitting, submissions
     from revision_jax.evaluation.baselines import BASELINES, leave_out, make
 
     config = checkpoint.load_config(options.checkpoint)
@@ -88,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = report.build(outcomes, exam.about(options.checkpoint, method, options.dataset, split, items, options.top_k))
     if options.json:
         report.save(options.json, result)
+    if options.submission:
+        submissions.write(options.submission, outcomes, submissions.form_of(options.dataset))
     _console().print(report.table(result))
     if others:
         _compare(result, others[0], "this run", options.compare[0])
