@@ -9,7 +9,7 @@ percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,8 @@ from jaxtyping import Float
 from revision_jax.evaluation import calibration, moments
 from revision_jax.evaluation.outcome import CORRECT_IOUS, WINDOW_RANKS, Outcome, columns
 
+Columns = dict[str, Float[np.ndarray, "n"]]
+Weighted = Callable[[Columns, Float[np.ndarray, "r n"]], dict[str, Float[np.ndarray, "r"]]]
 RECALLS = tuple(f"R{rank}@{iou}" for rank in moments.RECALL_RANKS for iou in moments.RECALL_IOUS)
 PRECISIONS = ("mAP", "mAP@0.5", "mAP@0.75", *(f"mAP_{name}" for name in moments.LENGTHS))
 WINDOW_RECALLS = tuple(f"window_recall@{rank}" for rank in WINDOW_RANKS)
@@ -121,10 +123,15 @@ def intervals(outcomes: list[Outcome], *, resamples: int = RESAMPLES, seed: int 
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
     """
-    if not outcomes:
-        return {}
-    table = columns(outcomes)
-    parts = [weighted(table, weights) for weights in _resamples(len(outcomes), resamples, seed)]
+    return bootstrap(columns(outcomes), weighted, resamples=resamples, seed=seed, level=level) if outcomes else {}
+
+
+def bootstrap(
+    table: Columns, weighted: Weighted, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float] | None]:
+    """`intervals` of any figures that are a function of columns and weights."""
+    questions = len(next(iter(table.values())))
+    parts = [weighted(table, weights) for weights in _resamples(questions, resamples, seed)]
     return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
 
 
@@ -141,11 +148,17 @@ def paired_bootstrap(
         raise ValueError("a paired comparison needs the same questions in the same order")
     if not first:
         raise ValueError("a paired comparison needs at least one question")
-    tables = columns(first), columns(second)
-    ones = np.ones((1, len(first)))
-    points = [weighted(table, ones) for table in tables]
+    return paired(columns(first), columns(second), weighted, LOWER_IS_BETTER, resamples=resamples, seed=seed, level=level)
+
+
+def paired(
+    first: Columns, second: Columns, weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, float | bool | None]]:
+    """`paired_bootstrap` of any figures that are a function of columns and weights."""
+    tables, questions = (first, second), len(next(iter(first.values())))
+    points = [weighted(table, np.ones((1, questions))) for table in tables]
     draws: dict[str, list[np.ndarray]] = {}
-    for weights in _resamples(len(first), resamples, seed):
+    for weights in _resamples(questions, resamples, seed):
         a, b = (weighted(table, weights) for table in tables)
         for name in a:
             draws.setdefault(name, []).append(a[name] - b[name])
@@ -156,7 +169,7 @@ def paired_bootstrap(
         interval = _interval(samples, level)
         if interval is None or np.isnan(a) or np.isnan(b):
             continue
-        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if name in lower_is_better else 1.0
         known = samples[~np.isnan(samples)]
         p = min(1.0, 2.0 * float(min((known <= 0).mean(), (known >= 0).mean())))
         gain = sorted((sign * interval[0], sign * interval[1]))

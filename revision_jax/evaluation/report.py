@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,14 @@ def table(report: dict[str, Any]) -> Table:
     return result
 
 
-def comparison_table(comparison: dict[str, dict[str, Any]], first: str, second: str) -> Table:
+def comparison_table(
+    comparison: dict[str, dict[str, Any]], first: str, second: str, names: Sequence[str] = (*HEADLINE, "window_recall_all", "seconds")
+) -> Table:
     """`compare`'s result; a figure whose interval excludes 0 is marked."""
     result = Table(title=f"{first} against {second}", caption="difference with its 95 % interval, paired bootstrap over questions", title_justify="left")
-    for name in ("figure", first, second, "difference", "95 %", "p", ""):
-        result.add_column(name, justify="left" if name in ("figure", "") else "right")
-    for name in (*HEADLINE, "window_recall_all", "seconds"):
+    for heading in ("figure", first, second, "difference", "95 %", "p", ""):
+        result.add_column(heading, justify="left" if heading in ("figure", "") else "right")
+    for name in names:
         if name not in comparison:
             continue
         row = comparison[name]
