@@ -4,7 +4,7 @@ Every figure is a function of (columns, weights): weights of one give the figure
 other weights (how often each question was drawn). So the interval and the comparison use the very code that makes the figure.
 
 Units: R@k, mIoU, mAP, F1, tF1, EtF1, count_accuracy, RejF1, FPR, refused, answered, window_recall(_all, @k), oracle_window_mIoU and survivors_share in
-percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds in seconds.
+percent; AUROC, AURC, ECE and Brier in [0, 1]; false_alarms_per_hour of video; seconds in seconds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PERCENT = (
 )  # fmt: skip
 RESAMPLES = 10_000
 CHUNK = 500  # resamples at a time: bounds memory to CHUNK x questions
-LOWER_IS_BETTER = ("FPR", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
+LOWER_IS_BETTER = ("FPR", "false_alarms_per_hour", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
 
 
 def _mean(column: Float[np.ndarray, "n"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
@@ -85,6 +85,8 @@ def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray
     both = plain["refused"] + plain["answered"]
     result["RejF1"] = np.where(both > 0, 100.0 * 2.0 * plain["refused"] * plain["answered"] / np.where(both > 0, both, 1.0), both * 0.0)
     result["FPR"] = 100.0 - result["refused"]
+    hours = _mean(table["absent_hours"], weights)
+    result["false_alarms_per_hour"] = np.divide(_mean(table["false_alarms"], weights), hours, out=np.full(len(weights), np.nan), where=hours > 0)
     result["AUROC"] = _auroc(table["confidence"], table["present"], weights)
     correct = table[f"correct@{CORRECT_IOUS[-1]}"]
     result["AURC"] = _aurc(table["confidence"], correct, weights)

@@ -104,6 +104,8 @@ def columns(outcomes: list[Outcome]) -> dict[str, Float[np.ndarray, "n"]]:
         put("count_accuracy", float(len(accepted) == len(truth)), yes)
         put("answered", float(len(accepted) > 0), yes)
         put("refused", float(len(accepted) == 0), not yes)
+        put("false_alarms", float(len(accepted)), not yes)
+        put("absent_hours", outcome.duration_s / 3600.0, not yes)
         put("present", float(yes))
         put("confidence", outcome.confidence)
         put("probability", outcome.confidence, outcome.probabilities)

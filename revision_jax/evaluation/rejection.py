@@ -45,6 +45,21 @@ def risk_coverage(score: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"])
     return np.cumsum(mean[np.sort(group)]) / np.arange(1, len(score) + 1)
 
 
+def false_alarm_threshold(score: Float[np.ndarray, "n"], hours: float, limit: float) -> float:
+    """The least threshold at which at most `limit` candidates an hour are accepted, of absent questions' candidates in `hours` of video. In [0, 1].
+
+    score: confidences in [0, 1] of all these candidates; accepted means score >= threshold. Between two neighbouring scores nothing changes, and the middle is
+    taken. Raises ValueError where even the highest threshold accepts more, for scores of 1.
+    """
+    score, allowed = np.sort(np.asarray(score, dtype=np.float64))[::-1], int(np.floor(limit * hours + 1e-9))
+    if len(score) <= allowed:
+        return 0.0
+    above = score[score > score[allowed]]
+    if score[allowed] >= 1.0:
+        raise ValueError(f"{int((score >= 1.0).sum())} false alarms in {hours:.3g} hours have confidence 1, {allowed} are allowed")
+    return float((score[allowed] + (above.min() if len(above) else 1.0)) / 2)
+
+
 def fit_threshold(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> tuple[float, float]:
     """The threshold in [0, 1] with the highest RejF1 on these questions, and that RejF1. Accepted means score >= threshold.
 

@@ -19,11 +19,11 @@ from revision_jax.files import write_text
 
 FORMAT = 1
 HEADLINE = (
-    *figures.RECALLS, "mIoU", *figures.PRECISIONS, "F1@0.5", "EtF1", "RejF1", "FPR", "AUROC", "AURC", "ECE", "Brier", "window_recall", *figures.WINDOW_RECALLS,
-    "survivors_share", "oracle_window_mIoU",
+    *figures.RECALLS, "mIoU", *figures.PRECISIONS, "F1@0.5", "EtF1", "RejF1", "FPR", "false_alarms_per_hour", "AUROC", "AURC", "ECE", "Brier", "window_recall",
+    *figures.WINDOW_RECALLS, "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
 MAIN = ("R1@0.5", "mIoU", "RejF1", "AUROC", "ECE", "window_recall", "seconds")  # shown also where the questions do not have what they need
-FRACTIONS = ("AUROC", "AURC", "ECE", "Brier")  # told in [0, 1]
+FRACTIONS = ("AUROC", "AURC", "ECE", "Brier", "false_alarms_per_hour")  # told as they are, not in percent
 UNITS = "percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds a question, encoding not counted"
 MEANING = {
     "R1@0.1": "share of present questions whose first candidate has IoU 0.1 with any true moment",
@@ -35,6 +35,7 @@ MEANING = {
     "EtF1": "count accuracy x mean tF1 at IoU 0.3, 0.5, 0.7, accepted moments",
     "RejF1": "harmonic mean of absent questions refused and present ones answered",
     "FPR": "absent questions that get an answer",
+    "false_alarms_per_hour": "accepted moments an hour of video, over absent questions",
     "AURC": "mean risk (share of first candidates with IoU of at most 0.5) over all coverages, the most confident first",
     "Brier": "mean squared difference of the first candidate's confidence and whether its IoU is above 0.5",
     "AUROC": "chance that a present question's confidence exceeds an absent one's",

@@ -120,6 +120,9 @@ def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
     evaluate.main([*common, "--fit"])
     stored = fitting.stored(place)
     assert 0 <= stored["threshold"] <= 1 and stored["temperature"] > 0 and set(stored["baselines"]) == {"retrieval", "flat", "random"}
+    assert stored["false_alarms"]["confidences"] == sorted(stored["false_alarms"]["confidences"], reverse=True) and stored["false_alarms"]["hours"] > 0
+    strict, loose = (fitting.threshold_for(place, limit) for limit in (0, 1e6))
+    assert strict > stored["false_alarms"]["confidences"][0] and loose == 0
     fitted = Grounder.from_pretrained(place, cache_dir=cache)
     assert fitted.threshold == stored["threshold"]
     rule = baselines.make("retrieval", fitted, stored)

@@ -56,6 +56,7 @@ def test_by_hand():
     assert values["AUROC"] == pytest.approx(3 / 8)
     assert values["window_recall"] is None
     assert values["F1@0.5"] == pytest.approx(100 * (2 / 3 + 0 + 1 + 0) / 4) and values["FPR"] == pytest.approx(50)
+    assert values["false_alarms_per_hour"] == pytest.approx(1 / 2)  # one accepted, two absent questions of an hour each
     # all true moments last 10 s; the right ones come second, alone (IoU 0.8: seven thresholds of ten), both, and not at all
     assert values["mAP_short"] == values["mAP"] == pytest.approx(100 * (0.5 + 0.7 + 1 + 0) / 4) and values["mAP_long"] is None
     # by confidence: wrong (absent), wrong, right, right, wrong (absent), wrong (none)

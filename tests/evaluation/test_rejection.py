@@ -67,3 +67,23 @@ def test_risk_is_the_mean_over_all_orders_of_equal_scores(rows):
 def test_risk_coverage_by_hand():
     # right, wrong, right, in this order: risks 0, 1/2, 1/3
     np.testing.assert_allclose(rejection.risk_coverage(np.array([0.2, 0.9, 0.5]), np.array([True, True, False])), [0, 1 / 2, 1 / 3])
+
+
+@given(st.lists(st.integers(0, 9).map(lambda i: i / 10), max_size=12), st.floats(0.5, 10), st.floats(0, 20))
+def test_false_alarms_keep_to_the_limit_and_no_lower_threshold_does(scores, hours, limit):
+    scores = np.asarray(scores, np.float64)
+    threshold = rejection.false_alarm_threshold(scores, hours, limit)
+    assert 0 <= threshold <= 1 and (scores >= threshold).sum() / hours <= limit + 1e-6
+    lower = scores[scores < threshold]
+    if len(lower):  # one more group of equal scores would be too many
+        assert (scores >= lower.max()).sum() > np.floor(limit * hours + 1e-9)
+
+
+def test_false_alarms_by_hand():
+    scores = np.array([0.9, 0.6, 0.6, 0.2])  # in two hours
+    assert rejection.false_alarm_threshold(scores, 2.0, 0.5) == pytest.approx(0.75)  # one alarm
+    assert rejection.false_alarm_threshold(scores, 2.0, 1.0) == pytest.approx(0.75)  # two would be three
+    assert rejection.false_alarm_threshold(scores, 2.0, 0.0) == pytest.approx(0.95)
+    assert rejection.false_alarm_threshold(scores, 2.0, 2.0) == 0
+    with pytest.raises(ValueError, match="2 false alarms in 2 hours have confidence 1, 1 are allowed"):
+        rejection.false_alarm_threshold(np.array([1.0, 1.0]), 2.0, 0.5)
