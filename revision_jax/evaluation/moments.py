@@ -54,7 +54,12 @@ def recall(spans: Spans, truth: Spans, rank: int, iou: float) -> float:
 
     Source: "R@n, IoU=m" of TALL (arXiv 1705.02101), as MAD (2112.00431) and the owners of QVHighlights (R1: the true moment of highest IoU) compute it.
     """
-    return float((best_iou(spans, truth)[:rank] >= iou - EPSILON).any())
+    return reached(best_iou(spans, truth), rank, iou)
+
+
+def reached(matches: Float[np.ndarray, "n"], rank: int, iou: float) -> float:
+    """`recall` of spans whose `best_iou` is known."""
+    return float((matches[:rank] >= iou - EPSILON).any())
 
 
 def top_iou(spans: Spans, truth: Spans) -> float:

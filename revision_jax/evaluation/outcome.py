@@ -88,9 +88,10 @@ def columns(outcomes: list[Outcome]) -> dict[str, Float[np.ndarray, "n"]]:
         spans = moments.as_spans((s, e) for s, e, _, _ in ranked)
         accepted = moments.as_spans((s, e) for s, e, _, a in ranked if a)
         truth, yes = moments.as_spans(outcome.truth), outcome.present
+        matches = moments.best_iou(spans, truth)
         for rank in moments.RECALL_RANKS:
             for iou in moments.RECALL_IOUS:
-                put(f"R{rank}@{iou}", moments.recall(spans, truth, rank, iou), yes)
+                put(f"R{rank}@{iou}", moments.reached(matches, rank, iou), yes)
         top = moments.top_iou(spans, truth)
         put("mIoU", top, yes)
         put("mAP", moments.mean_average_precision(spans, truth), yes)
