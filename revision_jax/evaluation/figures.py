@@ -27,7 +27,7 @@ PERCENT = (
     "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
 RESAMPLES = 10_000
-CHUNK = 500  # resamples at a time: bounds memory to CHUNK x questions
+CHUNK, CELLS = 500, 10_000_000  # resamples at a time, and resamples x questions: bounds memory
 LOWER_IS_BETTER = ("FPR", "false_alarms_per_hour", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
 
 
@@ -59,9 +59,10 @@ def _aurc(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray
     W questions of one confidence, E of them wrong, behind n better ones of which e are wrong, have the risks (e + j E / W) / (n + j) for j = 1 .. W:
     together E + (e - n E / W) (H(n + W) - H(n)), with the harmonic numbers H.
     """
-    _, group = np.unique(-confidence, return_inverse=True)
-    one_hot = np.eye(group.max(initial=-1) + 1)[group]
-    count, wrong = weights @ one_hot, weights @ (one_hot * (1.0 - correct)[:, None])
+    order = np.argsort(-confidence, kind="stable")
+    starts = np.flatnonzero(np.diff(confidence[order], prepend=np.inf))  # of the groups of equal confidence
+    count = np.add.reduceat(weights[:, order], starts, axis=1)
+    wrong = np.add.reduceat(weights[:, order] * (1.0 - correct[order]), starts, axis=1)
     through = np.cumsum(count, axis=1)
     before, wrong_before = through - count, np.cumsum(wrong, axis=1) - wrong
     total = weights.sum(axis=1)
@@ -108,8 +109,9 @@ def figures(outcomes: list[Outcome]) -> dict[str, float | None]:
 
 def _resamples(questions: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "r n"]]:
     generator = np.random.default_rng(seed)
-    for begin in range(0, resamples, CHUNK):
-        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(CHUNK, resamples - begin)).astype(np.float64)
+    chunk = min(CHUNK, max(1, CELLS // questions))
+    for begin in range(0, resamples, chunk):
+        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(chunk, resamples - begin)).astype(np.float64)
 
 
 def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, float] | None:
