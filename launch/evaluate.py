@@ -14,9 +14,13 @@ from launch.cli import Parser, run
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny"
 
 
+RETRIEVAL = "msrvtt"  # of the datasets the one that asks which video it is
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        prog="python -m launch.evaluate", description="Asks every question of a data set and reports search, localisation, refusal and calibration.",
+        prog="python -m launch.evaluate",
+        description="Asks every question of a data set and reports search, localisation, refusal and calibration; on msrvtt, which video it is.",
         epilog="Stopped and started again, it goes on with the video it was at.",
     )
     parser.add_argument("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR", help="default: the shipped tiny model")
@@ -36,6 +40,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question (default 5)")
     parser.add_argument("--json", metavar="FILE", help="the report with every answer")
     compared = "the report of another run: paired bootstrap of every figure; give two to compare them without running anything"
+    handed_in = "the answers in the form that the dataset's owners score (QVHighlights', MAD's, ExtremeWhenBench's)"
+    parser.add_argument("--submission", metavar="FILE", help=handed_in)
     parser.add_argument("--compare", nargs="+", metavar="FILE", help=compared)
     parser.add_argument("--cache", metavar="DIR", help="where encoded videos are kept (default: the user's cache folder)")
     parser.add_argument("--workdir", metavar="DIR", help="where the answers are kept until the run is complete (default: answers/ in the cache folder)")
@@ -45,6 +51,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     _check(options)
+    if options.dataset.partition("/")[0] == RETRIEVAL:
+        _retrieve(options)
+        return
     from revision_jax.evaluation import report
 
     others = [report.load(path) for path in options.compare or ()]  # before an hour is spent
@@ -53,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from revision_jax import checkpoint
     from revision_jax.errors import UserError
-    from revision_jax.evaluation import datasets, exam, fitting
+    from revision_jax.evaluation import datasets, exam, fitting, submissions
     from revision_jax.evaluation.baselines import BASELINES, leave_out, make
 
     config = checkpoint.load_config(options.checkpoint)
@@ -88,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = report.build(outcomes, exam.about(options.checkpoint, method, options.dataset, split, items, options.top_k))
     if options.json:
         report.save(options.json, result)
+    if options.submission:
+        submissions.write(options.submission, outcomes, submissions.form_of(options.dataset))
     _console().print(report.table(result))
     if others:
         _compare(result, others[0], "this run", options.compare[0])
@@ -101,7 +112,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--dataset: {options.dataset!r} is not one of {', '.join(DATASETS)}")
     if options.dataset == "folder" and not options.data:
         raise UserError("--data: a folder of annotated videos must be given with --dataset folder")
-    if options.dataset != "synthetic" and not options.data:
+    if options.dataset != "synthetic" and not options.data and len(options.compare or ()) != 2:
         raise UserError(f"--data: a folder must be given with --dataset {options.dataset}: where it was built, or its owners' annotations")
     for name in ("videos", "features"):
         if getattr(options, name) and options.dataset in ("synthetic", "folder"):
@@ -120,10 +131,45 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--compare: takes one file, or two to compare them with each other; got {len(options.compare)}")
     if options.fit and (options.baseline or options.compare or options.without):
         raise UserError("--fit: fits the whole model and all baselines at once; leave out --baseline, --without and --compare")
+    if options.dataset.partition("/")[0] == RETRIEVAL and (options.fit or options.baseline or options.without or options.submission):
+        raise UserError(f"--dataset: {RETRIEVAL} asks which video it is; leave out --fit, --baseline, --without and --submission")
     if options.baseline and options.without:
         raise UserError("--without: leaves out levels of the model; a baseline has none")
     if options.fit and options.split in ("test", "composition", "length"):
         raise UserError(f"--split: {options.split} is for the exam; fit on validation")
+
+
+def _retrieve(options: argparse.Namespace) -> None:
+    """Text-to-video retrieval: every question about all of the split's videos."""
+    from revision_jax.evaluation import report, video_retrieval
+
+    others = [video_retrieval.load(path) for path in options.compare or ()]
+    if len(others) == 2:
+        result, name = others[0], Path(options.compare[0]).stem
+    else:
+        result, name = _ranked(options), "this run"
+        if options.json:
+            video_retrieval.save(options.json, result)
+        _console().print(video_retrieval.table(result))
+    if others:
+        comparison = video_retrieval.compare(result, others[-1])
+        _console().print(report.comparison_table(comparison, name, Path(options.compare[-1]).stem, video_retrieval.FIGURES))
+
+
+def _ranked(options: argparse.Namespace) -> dict:
+    from revision_jax.evaluation import datasets, exam, video_retrieval
+    from revision_jax.evaluation.baselines import Model
+    from revision_jax.grounding.grounder import Grounder, default_cache
+
+    split = options.split or "test"
+    videos, features = (Path(place) if place else None for place in (options.videos, options.features))
+    items = datasets.field(options.dataset, Path(options.data), split, videos, options.limit, features)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=Path(options.cache) if options.cache else default_cache(), ask=False)
+    if options.queries:
+        grounder.use_queries(options.queries)
+    about = exam.about(options.checkpoint, Model(), options.dataset, split, items, len(items))
+    with _progress("ranking") as progress:
+        return video_retrieval.run(grounder, items, about, progress)
 
 
 def _fit(options: argparse.Namespace, grounder, items) -> None:
@@ -131,10 +177,10 @@ def _fit(options: argparse.Namespace, grounder, items) -> None:
     from revision_jax.evaluation import fitting
 
     with _progress("fitting") as progress:
-        fitted = fitting.calibrator(grounder, items, progress)
+        fitted, alarms = fitting.calibrator(grounder, items, progress)
         settings = fitting.fit_baselines(grounder, items, progress)
     where = {"dataset": options.dataset, "videos": len(items), "questions": sum(len(item.questions) for item in items)}
-    checkpoint.set_calibration(options.checkpoint, {**fitted.to_dict(), "baselines": settings, "fitted_on": where})
+    checkpoint.set_calibration(options.checkpoint, {**fitted.to_dict(), "baselines": settings, "false_alarms": alarms, "fitted_on": where})
     print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}")
     for name, value in settings.items():
         print(f"  {name}: {', '.join(f'{key} {number}' for key, number in value.items())}")

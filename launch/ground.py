@@ -30,6 +30,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", metavar="DIR", default=str(DEFAULT_CHECKPOINT), help=model)
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question, accepted or not (default 5)")
     parser.add_argument("--threshold", type=float, metavar="P", help="confidence in [0, 1] from which a moment is accepted (default: the checkpoint's)")
+    alarms = "in place of a threshold: accept as much as keeps to so many false moments an hour of video, on what the checkpoint was fitted on"
+    parser.add_argument("--max-false-alarms-per-hour", type=float, metavar="X", help=alarms)
     parser.add_argument("--from", dest="start", metavar="TIME", help="search from here: hh:mm:ss or seconds")
     parser.add_argument("--to", dest="end", metavar="TIME", help="search up to here: hh:mm:ss or seconds")
     parser.add_argument("--json", metavar="FILE", help="answers as JSON (a list of them for several videos)")
@@ -54,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--top-k: must be at least 1, is {options.top_k}")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold: must lie in [0, 1], is {options.threshold}")
+    limit = options.max_false_alarms_per_hour
+    if limit is not None and not 0 <= limit < float("inf"):
+        raise UserError(f"--max-false-alarms-per-hour: must be at least 0, is {limit}")
+    if limit is not None and options.threshold is not None:
+        raise UserError("--max-false-alarms-per-hour: chooses the threshold; leave out --threshold")
     start, end = seconds("--from", options.start), seconds("--to", options.end)
     if start is not None and end is not None and start >= end:
         raise UserError(f"--from: {options.start} is not before --to {options.end}")
@@ -68,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for video in options.videos:
         probe(video)
 
+    if limit is not None:
+        from revision_jax.evaluation.fitting import threshold_for
+
+        options.threshold = threshold_for(options.checkpoint, limit)
     from revision_jax.grounding.grounder import Grounder
 
     grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache)

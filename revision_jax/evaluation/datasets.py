@@ -13,7 +13,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from revision_jax.config import DataConfig
 from revision_jax.data.datasets import registry
 from revision_jax.data.datasets.corpus import store_of
+from revision_jax.data.datasets.schema import Example
 from revision_jax.data.synthetic import world
 from revision_jax.errors import UserError
 from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
@@ -120,21 +121,10 @@ def field(name: str, data: Path, split: str, videos: Path | None = None, count: 
     own rules; videos: a folder with a file for each video, called by its id (default: `data`); features: in its place, a folder of feature stores. Raises
     UserError for what cannot be read, and for videos without a file.
     """
-    from revision_jax.data.datasets import build
-
     if not data.is_dir():
         raise UserError(f"--data: {data} is no folder; give the one with built datasets, or with the annotation files of {name}")
-    dataset, _, config = name.partition("/")
-    builder = registry.builder(dataset)
-    if (data / dataset).is_dir():
-        examples = build.examples(build.find(data, dataset, config), split)
-    else:
-        preset = config or next(iter(builder.RULES))
-        if preset not in builder.RULES:
-            raise UserError(f"--dataset: {dataset} has no preset {preset!r}, only {', '.join(builder.RULES)}")
-        examples = builder.examples(split, data, builder.RULES[preset])
     asked: dict[str, list[Any]] = {}
-    for example in examples:
+    for example in annotated(name, data, split):
         asked.setdefault(example.video_id, []).append(example)
     if features is not None:
         return _with_features(asked, features, count)
@@ -147,6 +137,34 @@ def field(name: str, data: Path, split: str, videos: Path | None = None, count: 
         said = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
         raise UserError(f"--videos: {folder} lacks {len(missing)} of {len(chosen)} videos: {said}; a file is called by its video's id")
     return [_item(asked[video], files.get(video) or files.get(f"{video}/video") or by_name[video]) for video in chosen]
+
+
+def annotated(name: str, place: Path, split: str) -> Iterable[Example]:
+    """The questions of a split of one of the field's datasets. place: as `data` of `field`, or the owners' file, where it is one a split.
+
+    Raises UserError for what cannot be read.
+    """
+    from revision_jax.data.datasets import build
+    from revision_jax.data.datasets.base import Tally
+    from revision_jax.data.datasets.files import OwnersFile
+
+    dataset, _, config = name.partition("/")
+    builder = registry.builder(dataset)
+    if (place / dataset).is_dir():
+        return build.examples(build.find(place, dataset, config), split)
+    preset = config or next(iter(builder.RULES))
+    if preset not in builder.RULES:
+        raise UserError(f"--dataset: {dataset} has no preset {preset!r}, only {', '.join(builder.RULES)}")
+    rules = dataclasses.replace(builder.RULES[preset], splits=(split,))
+    if not place.is_file():
+        return builder.examples(split, place, rules)
+    if [wanted.role for wanted in builder.wanted(rules)] != [split]:
+        raise UserError(f"{place}: split {split!r} of {dataset} is not one file; give the folder with the owners' files")
+    tally = Tally()
+    examples = list(builder.checked(split, {split: OwnersFile(place)}, rules, tally))
+    if rules.on_error == "raise":
+        tally.refuse(str(place))
+    return examples
 
 
 def _with_features(asked: dict[str, list[Any]], folder: Path, count: int | None) -> list[Item]:

@@ -17,14 +17,15 @@ import numpy as np
 from revision_jax.evaluation import moments, retrieval
 from revision_jax.evaluation.baselines import Method
 from revision_jax.evaluation.datasets import Item
-from revision_jax.evaluation.outcome import Outcome
+from revision_jax.evaluation.outcome import WINDOW_RANKS, Outcome
 from revision_jax.files import write_text
 from revision_jax.grounding.answer import answer
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import WINDOW_KINDS
 from revision_jax.grounding.search import Found
 
-VERSION = 1
+VERSION = 2  # of what is kept
+Spans = tuple[tuple[float, float], ...]  # seconds
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
 
 
@@ -96,20 +97,22 @@ def ask(grounder: Grounder, method: Method, item: Item, video: EncodedVideo, top
 def outcome(item: Item, number: int, found: Found, threshold: float, duration_s: float, oracle_iou: float | None = None) -> Outcome:
     """A search's result as what the metrics read; decided and rounded by the code that answers users."""
     question, said = item.questions[number], answer(found, threshold, duration_s)
-    survivors, share = _survivors(found)
+    survivors, share, windows = _survivors(found)
     return Outcome(
         video=item.name, query_id=question.query_id, query=question.query, kind=question.kind, duration_s=float(duration_s), truth=question.truth,
         moments=tuple((m.start_s, m.end_s, m.confidence, m.accepted) for m in said.moments), parse_failures=found.parse_failures,
-        survivors=survivors, survivors_share=share, oracle_iou=oracle_iou, seconds=float(sum(found.seconds.values())),
+        survivors=survivors, survivors_share=share, windows=windows, oracle_iou=oracle_iou, seconds=float(sum(found.seconds.values())),
     )  # fmt: skip
 
 
-def _survivors(found: Found) -> tuple[tuple[tuple[float, float], ...] | None, float | None]:
-    """Seconds that the first level hands on, and its share of windows; (None, None) where the first level answers itself."""
+def _survivors(found: Found) -> tuple[Spans | None, float | None, Spans | None]:
+    """Seconds that the first level hands on, its share of windows, and its best windows; None where the first level answers itself."""
     if not found.levels or found.levels[0].level.kind not in WINDOW_KINDS:
-        return None, None
+        return None, None, None
     first = found.levels[0]
-    return tuple((float(s), float(e)) for s, e in first.survivors), len(first.kept) / max(first.count, 1)
+    best = sorted(first.windows, key=lambda ranked: (-ranked.score, ranked.window))[: max(WINDOW_RANKS)]
+    windows = tuple((float(one.window.start_s), float(one.window.end_s)) for one in best)
+    return tuple((float(s), float(e)) for s, e in first.survivors), len(first.kept) / max(first.count, 1), windows
 
 
 def oracle_ious(grounder: Grounder, item: Item, video: EncodedVideo) -> list[float | None]:

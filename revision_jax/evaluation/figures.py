@@ -3,27 +3,32 @@
 Every figure is a function of (columns, weights): weights of one give the figure itself, and a resample of the questions is nothing but
 other weights (how often each question was drawn). So the interval and the comparison use the very code that makes the figure.
 
-Units: R@k, mIoU, mAP, tF1, EtF1, count_accuracy, RejF1, refused, answered, window_recall(_all), oracle_window_mIoU and survivors_share in
-percent; AUROC and ECE in [0, 1]; seconds in seconds.
+Units: R@k, mIoU, mAP, F1, tF1, EtF1, count_accuracy, RejF1, FPR, refused, answered, window_recall(_all, @k), oracle_window_mIoU and survivors_share in
+percent; AUROC, AURC, ECE and Brier in [0, 1]; false_alarms_per_hour of video; seconds in seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from revision_jax.evaluation import calibration, moments
-from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
+from revision_jax.evaluation.outcome import CORRECT_IOUS, WINDOW_RANKS, Outcome, columns
 
+Columns = dict[str, Float[np.ndarray, "n"]]
+Weighted = Callable[[Columns, Float[np.ndarray, "r n"]], dict[str, Float[np.ndarray, "r"]]]
 RECALLS = tuple(f"R{rank}@{iou}" for rank in moments.RECALL_RANKS for iou in moments.RECALL_IOUS)
+PRECISIONS = ("mAP", "mAP@0.5", "mAP@0.75", *(f"mAP_{name}" for name in moments.LENGTHS))
+WINDOW_RECALLS = tuple(f"window_recall@{rank}" for rank in WINDOW_RANKS)
 PERCENT = (
-    *RECALLS, "mIoU", "mAP", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", "survivors_share", "oracle_window_mIoU"
+    *RECALLS, "mIoU", *PRECISIONS, "F1@0.5", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", *WINDOW_RECALLS,
+    "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
 RESAMPLES = 10_000
-CHUNK = 500  # resamples at a time: bounds memory to CHUNK x questions
-LOWER_IS_BETTER = ("ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
+CHUNK, CELLS = 500, 10_000_000  # resamples at a time, and resamples x questions: bounds memory
+LOWER_IS_BETTER = ("FPR", "false_alarms_per_hour", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
 
 
 def _mean(column: Float[np.ndarray, "n"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
@@ -40,16 +45,39 @@ def _auroc(confidence: np.ndarray, present: np.ndarray, weights: Float[np.ndarra
 
 
 def _ece(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    known = ~np.isnan(confidence)
+    confidence, correct, weights = confidence[known], correct[known], weights[:, known]
     one_hot = np.eye(calibration.BINS)[calibration.bin_index(confidence)]
     gaps = weights @ (one_hot * (correct - confidence)[:, None])
     total = weights.sum(axis=1)
     return np.divide(np.abs(gaps).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
+def _aurc(confidence: np.ndarray, correct: np.ndarray, weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
+    """The mean of `rejection.risk_coverage`; weights are whole numbers.
+
+    W questions of one confidence, E of them wrong, behind n better ones of which e are wrong, have the risks (e + j E / W) / (n + j) for j = 1 .. W:
+    together E + (e - n E / W) (H(n + W) - H(n)), with the harmonic numbers H.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    starts = np.flatnonzero(np.diff(confidence[order], prepend=np.inf))  # of the groups of equal confidence
+    count = np.add.reduceat(weights[:, order], starts, axis=1)
+    wrong = np.add.reduceat(weights[:, order] * (1.0 - correct[order]), starts, axis=1)
+    through = np.cumsum(count, axis=1)
+    before, wrong_before = through - count, np.cumsum(wrong, axis=1) - wrong
+    total = weights.sum(axis=1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(total.max(initial=0)) + 1))])
+    share = np.divide(wrong, count, out=np.zeros_like(wrong), where=count > 0)
+    steps = harmonic[np.rint(through).astype(int)] - harmonic[np.rint(before).astype(int)]
+    risks = wrong + (wrong_before - before * share) * steps
+    return np.divide(risks.sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
 def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray, "r n"]) -> dict[str, Float[np.ndarray, "r"]]:
     """Every figure under every row of weights; NaN where no question of the needed kind has weight.
 
-    EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`.
+    EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`; FPR is the share of absent
+    questions that get an answer (CoMET-Bench). AURC, ECE and Brier are about the first candidate, correct = IoU above 0.5 (ECE@t: above t).
     """
     weights = np.asarray(weights, dtype=np.float64)
     plain = {name: _mean(table[name], weights) for name in PERCENT}
@@ -57,10 +85,16 @@ def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray
     result["EtF1"] = 100.0 * plain["count_accuracy"] * plain["tF1"]
     both = plain["refused"] + plain["answered"]
     result["RejF1"] = np.where(both > 0, 100.0 * 2.0 * plain["refused"] * plain["answered"] / np.where(both > 0, both, 1.0), both * 0.0)
+    result["FPR"] = 100.0 - result["refused"]
+    hours = _mean(table["absent_hours"], weights)
+    result["false_alarms_per_hour"] = np.divide(_mean(table["false_alarms"], weights), hours, out=np.full(len(weights), np.nan), where=hours > 0)
     result["AUROC"] = _auroc(table["confidence"], table["present"], weights)
+    correct = table[f"correct@{CORRECT_IOUS[-1]}"]
+    result["AURC"] = _aurc(table["confidence"], correct, weights)
     for iou in CORRECT_IOUS:
-        result[f"ECE@{iou}"] = _ece(table["confidence"], table[f"correct@{iou}"], weights)
+        result[f"ECE@{iou}"] = _ece(table["probability"], table[f"correct@{iou}"], weights)
     result["ECE"] = result[f"ECE@{CORRECT_IOUS[-1]}"]
+    result["Brier"] = _mean((table["probability"] - correct) ** 2, weights)
     result["seconds"] = _mean(table["seconds"], weights)
     return result
 
@@ -75,8 +109,9 @@ def figures(outcomes: list[Outcome]) -> dict[str, float | None]:
 
 def _resamples(questions: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "r n"]]:
     generator = np.random.default_rng(seed)
-    for begin in range(0, resamples, CHUNK):
-        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(CHUNK, resamples - begin)).astype(np.float64)
+    chunk = min(CHUNK, max(1, CELLS // questions))
+    for begin in range(0, resamples, chunk):
+        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(chunk, resamples - begin)).astype(np.float64)
 
 
 def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, float] | None:
@@ -88,11 +123,19 @@ def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, flo
 
 
 def intervals(outcomes: list[Outcome], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float] | None]:
-    """Bootstrap percentile interval of every figure, resampling questions with replacement; the same seed gives the same interval."""
-    if not outcomes:
-        return {}
-    table = columns(outcomes)
-    parts = [weighted(table, weights) for weights in _resamples(len(outcomes), resamples, seed)]
+    """Bootstrap percentile interval of every figure, resampling questions with replacement; the same seed gives the same interval.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
+    return bootstrap(columns(outcomes), weighted, resamples=resamples, seed=seed, level=level) if outcomes else {}
+
+
+def bootstrap(
+    table: Columns, weighted: Weighted, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float] | None]:
+    """`intervals` of any figures that are a function of columns and weights."""
+    questions = len(next(iter(table.values())))
+    parts = [weighted(table, weights) for weights in _resamples(questions, resamples, seed)]
     return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
 
 
@@ -103,17 +146,23 @@ def paired_bootstrap(
 
     A figure: {"first", "second", "difference" (first - second), "low", "high" (its interval at `level`), "p" (two-sided: twice the share
     of resamples whose difference has the other sign or none), "better" (the interval excludes 0 on `first`'s side), "worse"}.
-    Raises ValueError when the questions differ.
+    Raises ValueError when the questions differ. Source: Efron and Tibshirani (1993), chapters 13 and 15; paired as in Koehn, EMNLP 2004.
     """
     if [outcome.key for outcome in first] != [outcome.key for outcome in second]:
         raise ValueError("a paired comparison needs the same questions in the same order")
     if not first:
         raise ValueError("a paired comparison needs at least one question")
-    tables = columns(first), columns(second)
-    ones = np.ones((1, len(first)))
-    points = [weighted(table, ones) for table in tables]
+    return paired(columns(first), columns(second), weighted, LOWER_IS_BETTER, resamples=resamples, seed=seed, level=level)
+
+
+def paired(
+    first: Columns, second: Columns, weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, float | bool | None]]:
+    """`paired_bootstrap` of any figures that are a function of columns and weights."""
+    tables, questions = (first, second), len(next(iter(first.values())))
+    points = [weighted(table, np.ones((1, questions))) for table in tables]
     draws: dict[str, list[np.ndarray]] = {}
-    for weights in _resamples(len(first), resamples, seed):
+    for weights in _resamples(questions, resamples, seed):
         a, b = (weighted(table, weights) for table in tables)
         for name in a:
             draws.setdefault(name, []).append(a[name] - b[name])
@@ -124,7 +173,7 @@ def paired_bootstrap(
         interval = _interval(samples, level)
         if interval is None or np.isnan(a) or np.isnan(b):
             continue
-        sign = -1.0 if name in LOWER_IS_BETTER else 1.0
+        sign = -1.0 if name in lower_is_better else 1.0
         known = samples[~np.isnan(samples)]
         p = min(1.0, 2.0 * float(min((known <= 0).mean(), (known >= 0).mean())))
         gain = sorted((sign * interval[0], sign * interval[1]))

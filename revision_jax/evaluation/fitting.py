@@ -39,8 +39,27 @@ def decide(outcomes: Sequence[Outcome]) -> Decision:
     return Decision(temperature, threshold)
 
 
-def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | None = None) -> Calibrator:
-    """Logistic regression over the features of every candidate before merging, then temperature and threshold of the final answers.
+def false_alarms(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `threshold_for` chooses by: the confidences of all candidates of absent questions, highest first, and the hours that were searched for them."""
+    absent = [outcome for outcome in outcomes if not outcome.present]
+    found = sorted((moment[2] for outcome in absent for moment in outcome.moments), reverse=True)
+    return {"hours": sum(outcome.duration_s for outcome in absent) / 3600, "questions": len(absent), "confidences": found}
+
+
+def threshold_for(checkpoint: str | Path, limit: float) -> float:
+    """The least threshold that gave at most `limit` false alarms an hour of video on what the checkpoint was fitted on. Raises UserError where it keeps no
+    such record, and where no threshold does."""
+    kept, path = stored(checkpoint).get("false_alarms"), Path(checkpoint) / CALIBRATION
+    if kept is None:
+        raise UserError(f"{path}: keeps no false alarms to choose by; fit the checkpoint again (launch.evaluate --fit), or give a --threshold")
+    try:
+        return rejection.false_alarm_threshold(np.asarray(kept["confidences"], np.float64), float(kept["hours"]), limit)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: false_alarms: no threshold can be chosen ({error})") from None
+
+
+def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | None = None) -> tuple[Calibrator, dict[str, Any]]:
+    """Logistic regression over the features of every candidate before merging, then temperature and threshold of the final answers; and their `false_alarms`.
 
     The candidates of the frame level are taken before their boundaries are refined: which of them are refined depends on what is fitted.
     The grounder is left with the new calibrator. Raises UserError where the questions do not suffice.
@@ -61,7 +80,13 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
     decision = decide(outcomes)
     fitted = fitted.with_threshold(decision.threshold, decision.temperature)
     use(grounder, fitted)
-    return fitted
+    honest = [replace(outcome, moments=_tempered(outcome.moments, decision.temperature)) for outcome in outcomes]
+    return fitted, false_alarms(honest)
+
+
+def _tempered(found: Sequence[tuple[float, float, float, bool]], temperature: float) -> tuple[tuple[float, float, float, bool], ...]:
+    confidences = calibration.apply_temperature(np.asarray([moment[2] for moment in found], np.float64), temperature).tolist()
+    return tuple((s, e, c, a) for (s, e, _, a), c in zip(found, confidences, strict=True))
 
 
 def use(grounder: Grounder, fitted: Calibrator) -> None:

@@ -2,6 +2,9 @@
 
 Everything here is about one question. Spans are rows (start, end) in seconds; found spans come ranked, best first. A question whose answer
 could not be read has no spans and scores 0 everywhere: it is never left out. Averages over questions are made in `figures.py`.
+
+Defined answers: an IoU that lies on a threshold reaches it; spans that touch share nothing; a span of no length, or one that ends before it starts, has IoU 0
+with everything; a span outside of the video is judged as it is (whoever makes spans keeps them inside).
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Spans = Float[np.ndarray, "_ 2"] | Iterable  # rows (start, end) in seconds: an array, or anything that can be made one
-RECALL_RANKS = (1, 5)
-RECALL_IOUS = (0.1, 0.3, 0.5, 0.7)
+RECALL_RANKS = (1, 5, 10, 50, 100)  # of MAD's owners; VidChapters-7M's grounding, Charades-STA and ActivityNet Captions take some of these and of the next
+RECALL_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9)
 PRECISION_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))  # 0.5, 0.55 .. 0.95
+PRECISION_SPANS = 10  # the first ones: what QVHighlights' owners look at
+LENGTHS = {"short": (0.0, 10.0), "middle": (10.0, 30.0), "long": (30.0, float("inf"))}  # seconds of a true moment, the end included; theirs end at 150
 F1_IOUS = (0.3, 0.5, 0.7)
 EPSILON = 1e-9  # 0.3 of a 10 s span is 3 s, whatever the last bit of a float says
 
@@ -45,8 +50,16 @@ def best_iou(spans: Spans, truth: Spans) -> Float[np.ndarray, "n"]:
 
 
 def recall(spans: Spans, truth: Spans, rank: int, iou: float) -> float:
-    """R`rank`@`iou` of one question: 1.0 when one of the first `rank` spans has at least `iou` with any true moment, else 0.0."""
-    return float((best_iou(spans, truth)[:rank] >= iou - EPSILON).any())
+    """R`rank`@`iou` of one question: 1.0 when one of the first `rank` spans has at least `iou` with any true moment, else 0.0.
+
+    Source: "R@n, IoU=m" of TALL (arXiv 1705.02101), as MAD (2112.00431) and the owners of QVHighlights (R1: the true moment of highest IoU) compute it.
+    """
+    return reached(best_iou(spans, truth), rank, iou)
+
+
+def reached(matches: Float[np.ndarray, "n"], rank: int, iou: float) -> float:
+    """`recall` of spans whose `best_iou` is known."""
+    return float((matches[:rank] >= iou - EPSILON).any())
 
 
 def top_iou(spans: Spans, truth: Spans) -> float:
@@ -71,6 +84,9 @@ def hits(spans: Spans, truth: Spans, iou: float) -> Bool[np.ndarray, "n"]:
 def average_precision(spans: Spans, truth: Spans, iou: float) -> float:
     """Area under the interpolated precision-recall curve of one question's ranked spans, as in QVHighlights and ActivityNet.
 
+    In order of rank a span claims the true moment of highest IoU among those that are free. Source: ActivityNet's detection protocol, which the owners of
+    QVHighlights (arXiv 2107.09609) apply to each question alone and average over questions.
+
     True moments (10, 20) and (50, 60); found, best first, (10, 20), (80, 90), (50, 60): precision is 1 at recall 1/2 and 2/3 at
     recall 1, so the area is 1/2 + 1/2 * 2/3 = 5/6.
     """
@@ -84,12 +100,23 @@ def average_precision(spans: Spans, truth: Spans, iou: float) -> float:
 
 
 def mean_average_precision(spans: Spans, truth: Spans) -> float:
-    """`average_precision` averaged over IoU 0.5, 0.55 .. 0.95."""
-    return float(np.mean([average_precision(spans, truth, iou) for iou in PRECISION_IOUS]))
+    """`average_precision` of the first PRECISION_SPANS spans, averaged over IoU 0.5, 0.55 .. 0.95 (QVHighlights' mAP)."""
+    return float(np.mean([average_precision(as_spans(spans)[:PRECISION_SPANS], truth, iou) for iou in PRECISION_IOUS]))
+
+
+def of_length(truth: Spans, low: float, high: float) -> Float[np.ndarray, "k 2"]:
+    """The true moments that last longer than `low` and at most `high` seconds. QVHighlights' mAP of a length class asks for these alone, of the questions
+    that have any; the spans found stay as they are, so one that finds a moment of another length counts as wrong."""
+    truth = as_spans(truth)
+    lengths = truth[:, 1] - truth[:, 0]
+    return truth[(lengths > low + EPSILON) & (lengths <= high + EPSILON)]
 
 
 def matched(spans: Spans, truth: Spans, iou: float) -> int:
-    """Pairs of a one-to-one matching with at least `iou` each, made greedily from the largest IoU down (order does not matter)."""
+    """Pairs of a one-to-one matching with at least `iou` each, made greedily from the largest IoU down (order does not matter).
+
+    Source: CoMET-Bench (arXiv 2606.15320). The largest matching there is may have more pairs, at most twice as many.
+    """
     overlap = temporal_iou(spans, truth)
     count = 0
     while overlap.size and overlap.max() >= iou - EPSILON:
@@ -99,9 +126,13 @@ def matched(spans: Spans, truth: Spans, iou: float) -> int:
     return count
 
 
-def temporal_f1(spans: Spans, truth: Spans) -> float:
-    """tF1 of one question: 2 * matched / (found + true), averaged over IoU 0.3, 0.5, 0.7; `spans` are the accepted ones."""
+def f1(spans: Spans, truth: Spans, iou: float) -> float:
+    """F1@`iou` of one question: 2 * matched / (found + true); 1 where there is neither. `spans` are the accepted ones. Source: CoMET-Bench."""
     spans, truth = as_spans(spans), as_spans(truth)
-    if len(spans) + len(truth) == 0:
-        return 1.0
-    return float(np.mean([2.0 * matched(spans, truth, iou) / (len(spans) + len(truth)) for iou in F1_IOUS]))
+    total = len(spans) + len(truth)
+    return 2.0 * matched(spans, truth, iou) / total if total else 1.0
+
+
+def temporal_f1(spans: Spans, truth: Spans) -> float:
+    """tF1 of one question: `f1` averaged over IoU 0.3, 0.5, 0.7. Source: OMTG-Bench (arXiv 2606.06294)."""
+    return float(np.mean([f1(spans, truth, iou) for iou in F1_IOUS]))

@@ -20,7 +20,10 @@ def rejection_f1(refused: float, answered: float) -> float:
 
 
 def auroc(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> float:
-    """Chance that a present question scores above an absent one, ties counting half; NaN unless there are both."""
+    """Chance that a present question scores above an absent one, ties counting half; NaN unless there are both.
+
+    Source: Hanley and McNeil, Radiology 1982: the Mann-Whitney statistic over the number of pairs.
+    """
     score, present = np.asarray(score, dtype=np.float64), np.asarray(present, dtype=bool)
     positive, negative = score[present], np.sort(score[~present])
     if len(positive) == 0 or len(negative) == 0:
@@ -28,6 +31,33 @@ def auroc(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> floa
     below = np.searchsorted(negative, positive, side="left")
     upto = np.searchsorted(negative, positive, side="right")
     return float((below + upto).mean() / (2 * len(negative)))
+
+
+def risk_coverage(score: Float[np.ndarray, "n"], correct: Bool[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Risk at coverage 1 / n, 2 / n .. 1: the share of wrong answers among those with the highest scores. Its mean is AURC.
+
+    Questions of one score have no order: each point inside such a group is what a random order gives on average. Source: El-Yaniv and Wiener, JMLR 2010;
+    AURC: Geifman, Uziel and El-Yaniv (arXiv 1805.08206). An absent question's answer is wrong whatever it is, so refusing it lowers the risk.
+    """
+    score, wrong = np.asarray(score, dtype=np.float64), 1.0 - np.asarray(correct, dtype=np.float64)
+    _, group = np.unique(-score, return_inverse=True)
+    mean = np.bincount(group, wrong) / np.maximum(np.bincount(group), 1)
+    return np.cumsum(mean[np.sort(group)]) / np.arange(1, len(score) + 1)
+
+
+def false_alarm_threshold(score: Float[np.ndarray, "n"], hours: float, limit: float) -> float:
+    """The least threshold at which at most `limit` candidates an hour are accepted, of absent questions' candidates in `hours` of video. In [0, 1].
+
+    score: confidences in [0, 1] of all these candidates; accepted means score >= threshold. Between two neighbouring scores nothing changes, and the middle is
+    taken. Raises ValueError where even the highest threshold accepts more, for scores of 1.
+    """
+    score, allowed = np.sort(np.asarray(score, dtype=np.float64))[::-1], int(np.floor(limit * hours + 1e-9))
+    if len(score) <= allowed:
+        return 0.0
+    above = score[score > score[allowed]]
+    if score[allowed] >= 1.0:
+        raise ValueError(f"{int((score >= 1.0).sum())} false alarms in {hours:.3g} hours have confidence 1, {allowed} are allowed")
+    return float((score[allowed] + (above.min() if len(above) else 1.0)) / 2)
 
 
 def fit_threshold(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> tuple[float, float]:

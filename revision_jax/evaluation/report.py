@@ -5,29 +5,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from revision_jax.errors import UserError
-from revision_jax.evaluation import calibration, figures
+from revision_jax.evaluation import calibration, figures, moments
 from revision_jax.evaluation.outcome import CORRECT_IOUS, KINDS, Outcome, columns
 from revision_jax.files import write_text
 
 FORMAT = 1
-HEADLINE = (*figures.RECALLS, "mIoU", "mAP", "EtF1", "RejF1", "AUROC", "ECE", "window_recall", "survivors_share", "oracle_window_mIoU")
-UNITS = "percent; AUROC and ECE in [0, 1]; seconds a question, encoding not counted"
+HEADLINE = (
+    *figures.RECALLS, "mIoU", *figures.PRECISIONS, "F1@0.5", "EtF1", "RejF1", "FPR", "false_alarms_per_hour", "AUROC", "AURC", "ECE", "Brier", "window_recall",
+    *figures.WINDOW_RECALLS, "survivors_share", "oracle_window_mIoU",
+)  # fmt: skip
+MAIN = ("R1@0.5", "mIoU", "RejF1", "AUROC", "ECE", "window_recall", "seconds")  # shown also where the questions do not have what they need
+FRACTIONS = ("AUROC", "AURC", "ECE", "Brier", "false_alarms_per_hour")  # told as they are, not in percent
+UNITS = "percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds a question, encoding not counted"
 MEANING = {
     "R1@0.1": "share of present questions whose first candidate has IoU 0.1 with any true moment",
     "R5@0.1": "the same for any of the first five candidates",
     "mIoU": "mean IoU of the first candidate with the true moment it matches best",
-    "mAP": "average precision over IoU 0.5, 0.55 .. 0.95",
+    "mAP": "average precision of the first ten candidates over IoU 0.5, 0.55 .. 0.95",
+    "mAP_short": "the same of moments of at most 10 s; middle: 30 s; long: above",
+    "F1@0.5": "accepted moments matched one to one with true ones at IoU 0.5",
     "EtF1": "count accuracy x mean tF1 at IoU 0.3, 0.5, 0.7, accepted moments",
     "RejF1": "harmonic mean of absent questions refused and present ones answered",
+    "FPR": "absent questions that get an answer",
+    "false_alarms_per_hour": "accepted moments an hour of video, over absent questions",
+    "AURC": "mean risk (share of first candidates with IoU of at most 0.5) over all coverages, the most confident first",
+    "Brier": "mean squared difference of the first candidate's confidence and whether its IoU is above 0.5",
     "AUROC": "chance that a present question's confidence exceeds an absent one's",
     "ECE": "calibration error of the first candidate, correct = IoU above 0.5",
     "window_recall": "share of present questions with half of a true moment inside the first level's survivors",
+    "window_recall@1": "the same of the first level's best window, best five, best ten",
     "survivors_share": "windows that survive the first level",
     "oracle_window_mIoU": "mIoU when the finer levels are given the right window",
     "window_recall_all": "share of true moments found by the first level",
@@ -60,7 +74,8 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     if not outcomes:
         raise UserError("no question was asked: the split is empty, or --limit is 0")
     table = columns(outcomes)
-    diagram = calibration.reliability(table["confidence"], table[f"correct@{CORRECT_IOUS[-1]}"] > 0)
+    known = ~np.isnan(table["probability"])
+    diagram = calibration.reliability(table["probability"][known], table[f"correct@{CORRECT_IOUS[-1]}"][known] > 0)
     report: dict[str, Any] = {"format": FORMAT}
     report |= figures.figures(outcomes)
     report["parse_failures"] = sum(o.parse_failures for o in outcomes)
@@ -119,7 +134,7 @@ def compare(first: dict[str, Any], second: dict[str, Any], *, resamples: int = f
 def _show(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name in ("AUROC",) or name.startswith("ECE"):
+    if name in FRACTIONS or name.startswith("ECE"):
         return f"{value:.3f}"
     return f"{value:.3f} s" if name == "seconds" else f"{value:.1f}"
 
@@ -136,24 +151,30 @@ def table(report: dict[str, Any]) -> Table:
     result.add_column("95 %", justify="right", style="dim")
     for kind in kinds:
         result.add_column(f"{kind.replace('_', ' ')} ({counts[kind]})", justify="right")
+    deepest = max((len(question["moments"]) for question in report["questions"]), default=0)
+    beyond = {f"R{rank}@{iou}" for rank in moments.RECALL_RANKS for iou in moments.RECALL_IOUS if rank > max(deepest, 5)}  # no candidate has such a rank
     for name in (*HEADLINE, "window_recall_all", "count_accuracy", "tF1", "answered", "refused", "seconds"):
+        if name in beyond or (report.get(name) is None and name not in MAIN):
+            continue
         interval = report["intervals"].get(name)
         shown = f"{_show(name, interval[0])} – {_show(name, interval[1])}" if interval else ""
         result.add_row(name, _show(name, report[name]), shown, *(_show(name, kinds[kind][name]) for kind in kinds))
     return result
 
 
-def comparison_table(comparison: dict[str, dict[str, Any]], first: str, second: str) -> Table:
+def comparison_table(
+    comparison: dict[str, dict[str, Any]], first: str, second: str, names: Sequence[str] = (*HEADLINE, "window_recall_all", "seconds")
+) -> Table:
     """`compare`'s result; a figure whose interval excludes 0 is marked."""
     result = Table(title=f"{first} against {second}", caption="difference with its 95 % interval, paired bootstrap over questions", title_justify="left")
-    for name in ("figure", first, second, "difference", "95 %", "p", ""):
-        result.add_column(name, justify="left" if name in ("figure", "") else "right")
-    for name in (*HEADLINE, "window_recall_all", "seconds"):
+    for heading in ("figure", first, second, "difference", "95 %", "p", ""):
+        result.add_column(heading, justify="left" if heading in ("figure", "") else "right")
+    for name in names:
         if name not in comparison:
             continue
         row = comparison[name]
         verdict = "[green]better[/]" if row["better"] else "[red]worse[/]" if row["worse"] else "[dim]undecided[/]"
-        digits = 3 if name in ("AUROC", "seconds") or name.startswith("ECE") else 1
+        digits = 3 if name in (*FRACTIONS, "seconds") or name.startswith("ECE") else 1
         result.add_row(name, _show(name, row["first"]), _show(name, row["second"]), f"{row['difference']:+.{digits}f}",
                        f"{row['low']:+.{digits}f} … {row['high']:+.{digits}f}", f"{row['p']:.4f}", verdict)  # fmt: skip
     return result

@@ -39,7 +39,10 @@ def coverage(spans: Spans, truth: Spans) -> Float[np.ndarray, "m"]:
 
 
 def window_recall(survivors: Spans, truth: Spans) -> tuple[float, float]:
-    """(any, share): 1.0 when some true moment was found, as R1 asks for any; and the share of true moments that were found."""
+    """(any, share): 1.0 when some true moment was found, as R1 asks for any; and the share of true moments that were found.
+
+    Of the survivors it is the search's recall, of the k best windows window recall@k (RGNet's clip retrieval R@k, arXiv 2312.06729, with half a moment as hit).
+    """
     found = coverage(survivors, truth) >= COVERED - 1e-9
     return (float(found.any()), float(found.mean())) if len(found) else (float("nan"), float("nan"))
 

@@ -92,7 +92,10 @@ def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """sigmoid((weights . (x - mean) / std + bias) / temperature). `threshold`: confidence at which a candidate is accepted."""
+    """sigmoid((weights . (x - mean) / std + bias) / temperature), then through `curve`. `threshold`: confidence at which a candidate is accepted.
+
+    curve: (from, to) knots of a rising map of [0, 1] onto itself, straight between them; none: as it is.
+    """
 
     features: tuple[str, ...]
     mean: tuple[float, ...]
@@ -101,6 +104,7 @@ class Calibrator:
     bias: float
     temperature: float = 1.0
     threshold: float = 0.5
+    curve: tuple[tuple[float, float], ...] = ()
 
     def logit(self, features: Mapping[str, float]) -> float:
         """Log-odds before the temperature. Raises KeyError if a feature is missing."""
@@ -109,7 +113,8 @@ class Calibrator:
 
     def apply(self, features: Mapping[str, float]) -> float:
         """The probability that the candidate is right."""
-        return float(sigmoid(self.logit(features) / self.temperature))
+        plain = float(sigmoid(self.logit(features) / self.temperature))
+        return float(np.interp(plain, *zip(*self.curve, strict=True))) if self.curve else plain
 
     def with_threshold(self, threshold: float, temperature: float | None = None) -> Calibrator:
         return replace(self, threshold=float(threshold), temperature=float(self.temperature if temperature is None else temperature))
@@ -128,6 +133,7 @@ class Calibrator:
             made = Calibrator(
                 tuple(map(str, values["features"])), *(tuple(float(x) for x in values[name]) for name in lists[1:]),
                 float(values["bias"]), float(values.get("temperature", 1.0)), float(values.get("threshold", 0.5)),
+                tuple((float(x), float(y)) for x, y in values.get("curve", ())),
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}: not numbers ({error})") from None
@@ -136,6 +142,8 @@ class Calibrator:
             raise UserError(f"{where}: unknown feature {', '.join(unknown)}; known are {', '.join(FEATURES)}")
         if len({len(getattr(made, name)) for name in lists}) != 1 or min(made.std, default=1.0) <= 0 or made.temperature <= 0 or not 0 <= made.threshold <= 1:
             raise UserError(f"{where}: features, mean, std and weights must be equally long, std and temperature above 0, threshold in [0, 1]")
+        if made.curve and not (made.curve[0] == (0, 0) and made.curve[-1] == (1, 1) and (np.diff(made.curve, axis=0) >= 0).all()):
+            raise UserError(f"{where}: curve must rise from [0, 0] to [1, 1]")
         return made
 
 

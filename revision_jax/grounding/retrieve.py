@@ -19,6 +19,8 @@ from revision_jax.grounding.prompt import parse_ids
 from revision_jax.grounding.search import rank_score
 from revision_jax.grounding.source import Source, gather
 
+QUESTIONS = 64  # at a time: their tokens of a group are held on the device
+
 
 @dataclass(frozen=True)
 class RankedVideo:
@@ -42,18 +44,20 @@ def rank_videos(programs: Programs, sources: Sequence[Source], queries: Sequence
     for first in range(0, len(sources), level.tokens):
         group = sources[first : first + level.tokens]
         arrays, valid = _shown(programs, level, group)
-        made = [programs.window_tokens(level, arrays, valid, question) for question in asked]
-        tokens = [WindowTokens(*(part[: len(group)] for part in one)) for one in made]
-        decoded, _ = programs.window_answers(level, list(zip(tokens, asked, strict=True)))
-        for row, found in enumerate(ranked):
-            named = np.zeros(len(group))
-            for j in range(decoded.length.shape[1]):
-                parsed = parse_ids(programs.tokenizer, level.prompt, decoded.tokens[row, j, : int(decoded.length[row, j])])
-                if parsed is not None and parsed != "absent" and parsed[1] < len(group):
-                    named[parsed[1]] += math.exp(float(decoded.score[row, j]))
-            for slot, share in enumerate(np.minimum(named, 1.0).tolist()):
-                score = rank_score(float(decoded.present[row]), share, float(tokens[row].level[slot, 0]))
-                found.append(RankedVideo(first + slot, score, share))
+        for begin in range(0, len(asked), QUESTIONS):
+            some = asked[begin : begin + QUESTIONS]
+            made = [programs.window_tokens(level, arrays, valid, question) for question in some]
+            tokens = [WindowTokens(*(part[: len(group)] for part in one)) for one in made]
+            decoded, _ = programs.window_answers(level, list(zip(tokens, some, strict=True)))
+            for row, found in enumerate(ranked[begin : begin + QUESTIONS]):
+                named = np.zeros(len(group))
+                for j in range(decoded.length.shape[1]):
+                    parsed = parse_ids(programs.tokenizer, level.prompt, decoded.tokens[row, j, : int(decoded.length[row, j])])
+                    if parsed is not None and parsed != "absent" and parsed[1] < len(group):
+                        named[parsed[1]] += math.exp(float(decoded.score[row, j]))
+                for slot, share in enumerate(np.minimum(named, 1.0).tolist()):
+                    score = rank_score(float(decoded.present[row]), share, float(tokens[row].level[slot, 0]))
+                    found.append(RankedVideo(first + slot, score, share))
     return [sorted(found, key=lambda one: (-one.score, one.video)) for found in ranked]
 
 

@@ -13,7 +13,7 @@ from revision_jax.data.synthetic.script import make_script
 from revision_jax.data.synthetic.write import write
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
-from revision_jax.evaluation import baselines, datasets, exam, fitting, report
+from revision_jax.evaluation import baselines, datasets, exam, fitting, report, submissions
 from revision_jax.evaluation.baselines import Flat, Model, Random, Retrieval
 from revision_jax.grounding.grounder import Grounder
 from tests.grounding.conftest import WORDS, noisy_state, small_config
@@ -65,6 +65,9 @@ def test_every_method_answers_in_the_same_form(method, grounder, items):
     if method.name == "model":
         assert all((o.oracle_iou is not None) == o.present for o in outcomes)
         assert all(o.survivors is not None and 0 < o.survivors_share <= 1 for o in outcomes)
+        best = [o.windows[0] for o in outcomes]  # survives, so lies inside of a surviving stretch
+        assert all(any(low <= s and e <= high for low, high in o.survivors) for (s, e), o in zip(best, outcomes, strict=True))
+        assert all(len(o.windows) <= 10 for o in outcomes)
         assert all(o.parse_failures == 0 for o in outcomes)  # the grammar leaves nothing unreadable
     json.dumps(report.build(outcomes, {}, resamples=20), allow_nan=False)
 
@@ -117,12 +120,17 @@ def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
     evaluate.main([*common, "--fit"])
     stored = fitting.stored(place)
     assert 0 <= stored["threshold"] <= 1 and stored["temperature"] > 0 and set(stored["baselines"]) == {"retrieval", "flat", "random"}
+    assert stored["false_alarms"]["confidences"] == sorted(stored["false_alarms"]["confidences"], reverse=True) and stored["false_alarms"]["hours"] > 0
+    strict, loose = (fitting.threshold_for(place, limit) for limit in (0, 1e6))
+    assert strict > stored["false_alarms"]["confidences"][0] and loose == 0
     fitted = Grounder.from_pretrained(place, cache_dir=cache)
     assert fitted.threshold == stored["threshold"]
     rule = baselines.make("retrieval", fitted, stored)
     assert rule.settings() == stored["baselines"]["retrieval"]
 
-    evaluate.main([*common, "--json", str(tmp_path / "model.json")])
+    evaluate.main([*common, "--json", str(tmp_path / "model.json"), "--submission", str(tmp_path / "model.jsonl")])
+    handed_in = submissions.read(tmp_path / "model.jsonl")
+    assert set(handed_in) == {question["query_id"] for question in report.load(tmp_path / "model.json")["questions"]}
     evaluate.main([*common, "--baseline", "random", "--json", str(tmp_path / "random.json"), "--compare", str(tmp_path / "model.json")])
     evaluate.main(["--compare", str(tmp_path / "model.json"), str(tmp_path / "random.json")])
     out = capsys.readouterr().out

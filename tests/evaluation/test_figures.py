@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from revision_jax.evaluation import calibration, rejection
 from revision_jax.evaluation import figures as f
-from revision_jax.evaluation import rejection
 from revision_jax.evaluation.outcome import Outcome, columns, with_threshold
 
 
@@ -55,6 +55,13 @@ def test_by_hand():
     # confidences of present 0.9, 0.4, 0.8, 0 against absent 0.3, 0.95: three of eight pairs in order
     assert values["AUROC"] == pytest.approx(3 / 8)
     assert values["window_recall"] is None
+    assert values["F1@0.5"] == pytest.approx(100 * (2 / 3 + 0 + 1 + 0) / 4) and values["FPR"] == pytest.approx(50)
+    assert values["false_alarms_per_hour"] == pytest.approx(1 / 2)  # one accepted, two absent questions of an hour each
+    # all true moments last 10 s; the right ones come second, alone (IoU 0.8: seven thresholds of ten), both, and not at all
+    assert values["mAP_short"] == values["mAP"] == pytest.approx(100 * (0.5 + 0.7 + 1 + 0) / 4) and values["mAP_long"] is None
+    # by confidence: wrong (absent), wrong, right, right, wrong (absent), wrong (none)
+    assert values["AURC"] == pytest.approx(np.mean([1, 1, 2 / 3, 2 / 4, 3 / 5, 4 / 6]))
+    assert values["Brier"] == pytest.approx(np.mean([0.9**2, 0.6**2, 0.2**2, 0.3**2, 0.95**2, 0]))
 
 
 def test_ranking_is_by_confidence_whatever_the_order_given():
@@ -126,3 +133,31 @@ def test_outcomes_survive_json(run):
 
     for outcome in [*run, perfect(99, [(1.0, 2.0)])]:
         assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+def test_aurc_agrees_with_the_plain_function(run):
+    table = columns(run)
+    assert f.figures(run)["AURC"] == pytest.approx(rejection.risk_coverage(table["confidence"], table["correct@0.5"] > 0).mean())
+
+
+def test_brier_agrees_with_the_plain_function(run):
+    table = columns(run)
+    assert f.figures(run)["Brier"] == pytest.approx(calibration.brier(table["confidence"], table["correct@0.5"] > 0))
+
+
+def test_precision_by_length_asks_for_moments_of_that_length_alone():
+    both = question(0, [(0.0, 5.0), (100.0, 150.0)], [(100.0, 150.0, 0.9, True), (0.0, 5.0, 0.8, True)])
+    values = f.figures([both, question(1, [(0.0, 20.0)], [(0.0, 20.0, 0.9, True)])])
+    assert values["mAP"] == 100 and values["mAP_short"] == 50 and values["mAP_middle"] == 100 and values["mAP_long"] == 100
+
+
+def test_window_recall_at_k():
+    windows = tuple((60.0 * i, 60.0 * i + 60.0) for i in (3, 0, 1, 2, 4, 5))
+    values = f.figures([question(number, truth, [], windows=windows) for number, truth in enumerate(([(10.0, 20.0)], [(310.0, 320.0)], []))])
+    assert [values[name] for name in f.WINDOW_RECALLS] == [0, 50, 100]
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration_error(run):
+    values = f.figures([dataclasses.replace(outcome, probabilities=False) for outcome in run])
+    assert values["ECE"] is None and values["Brier"] is None
+    assert values["AUROC"] == f.figures(run)["AUROC"] and values["AURC"] == f.figures(run)["AURC"]

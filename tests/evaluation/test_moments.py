@@ -1,4 +1,6 @@
-"""Span metrics against cases worked by hand, and properties that must hold for any spans."""
+"""Span metrics against cases worked by hand, against references that count second by second or try everything, and properties that must hold for any spans."""
+
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -48,7 +50,8 @@ def test_perfect_answers_score_one(truth):
 @given(spans, st.lists(span, min_size=1, max_size=4))
 def test_more_ranks_and_looser_ious_never_hurt(found, truth):
     for iou in moments.RECALL_IOUS:
-        assert moments.recall(found, truth, 5, iou) >= moments.recall(found, truth, 1, iou)
+        by_rank = [moments.recall(found, truth, rank, iou) for rank in moments.RECALL_RANKS]
+        assert by_rank == sorted(by_rank)
     strict = [moments.recall(found, truth, 1, iou) for iou in moments.RECALL_IOUS]
     assert strict == sorted(strict, reverse=True)
 
@@ -93,3 +96,80 @@ def test_f1_matches_one_to_one():
     assert moments.temporal_f1([(0, 10), (20, 30), (70, 80)], truth) == pytest.approx(0.8)
     # one of two, IoU 0.5: counts at 0.3 and 0.5, not at 0.7: 2/3 * 2/3
     assert moments.temporal_f1([(0, 5)], truth) == pytest.approx(2 / 3 * 2 / 3)
+
+
+seconds = st.integers(0, 40)
+whole = st.tuples(seconds, seconds).map(lambda pair: (min(pair), max(pair) + 1))
+
+
+@given(st.lists(whole, max_size=4), st.lists(whole, max_size=4))
+def test_iou_is_that_of_sets_of_seconds(first, second):
+    sets = [[set(range(start, end)) for start, end in some] for some in (first, second)]
+    expected = [[len(a & b) / len(a | b) for b in sets[1]] for a in sets[0]]
+    np.testing.assert_allclose(moments.temporal_iou(first, second), np.reshape(expected, (len(first), len(second))))
+
+
+def protocol_ap(found, truth, iou):
+    """ActivityNet's, told in its own way: walk down the ranking, keep (recall, precision), and integrate the running maximum from the right."""
+    taken, points = set(), []
+    for rank, (start, end) in enumerate(found, 1):
+        overlaps = []
+        for number, (low, high) in enumerate(truth):
+            both = max(0, min(end, high) - max(start, low))
+            overlaps.append((both / ((end - start) + (high - low) - both), -number))
+        for overlap, number in sorted(overlaps, reverse=True):
+            if overlap >= iou and -number not in taken:
+                taken.add(-number)
+                break
+        points.append((len(taken) / len(truth), len(taken) / rank))
+    area, before = 0.0, 0.0
+    for number, (recall, _) in enumerate(points):
+        area += (recall - before) * max(precision for _, precision in points[number:])
+        before = recall
+    return area
+
+
+@given(st.lists(whole, max_size=8), st.lists(whole, min_size=1, max_size=4))
+def test_average_precision_is_the_protocols(found, truth):
+    for iou in (0.5, 0.75):
+        assert moments.average_precision(found, truth, iou) == pytest.approx(protocol_ap(found, truth, iou))
+
+
+@given(st.lists(whole, max_size=5), st.lists(whole, max_size=4))
+def test_a_greedy_matching_is_at_least_half_of_the_largest(found, truth):
+    fits = moments.temporal_iou(found, truth) >= 0.5
+    small, large = sorted((len(found), len(truth)))
+    fits = fits if len(found) == small else fits.T
+    largest = max((sum(fits[i, j] for i, j in enumerate(order)) for order in permutations(range(large), small)), default=0)
+    assert largest / 2 <= moments.matched(found, truth, 0.5) <= largest
+
+
+@given(st.lists(whole, max_size=5), st.lists(whole, max_size=4))
+def test_f1_is_a_fraction_symmetric_and_falls_with_iou(found, truth):
+    values = [moments.f1(found, truth, iou) for iou in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert all(0 <= value <= 1 for value in values) and values == sorted(values, reverse=True)
+    assert values == pytest.approx([moments.f1(truth, found, iou) for iou in (0.1, 0.3, 0.5, 0.7, 0.9)])
+    assert moments.temporal_f1(found, truth) == pytest.approx(np.mean([moments.f1(found, truth, iou) for iou in moments.F1_IOUS]))
+
+
+def test_f1_by_hand():
+    assert moments.f1([(0, 10), (40, 50)], [(0, 8)], 0.5) == pytest.approx(2 / 3)
+    assert moments.f1([], [], 0.5) == 1 and moments.f1([(0, 1)], [], 0.5) == 0 and moments.f1([], [(0, 1)], 0.5) == 0
+
+
+def test_lengths_include_their_upper_end():
+    truth = [(0, 10), (20, 30.5), (50, 80), (100, 140), (0, 400)]
+    parts = {name: moments.of_length(truth, low, high).tolist() for name, (low, high) in moments.LENGTHS.items()}
+    assert parts == {"short": [[0, 10]], "middle": [[20, 30.5], [50, 80]], "long": [[100, 140], [0, 400]]}
+
+
+def test_precision_looks_at_ten_spans():
+    far = [(1000 + i, 1001 + i) for i in range(10)]
+    assert moments.mean_average_precision([*far[:9], (0, 10)], [(0, 10)]) == pytest.approx(1 / 10)
+    assert moments.mean_average_precision([*far, (0, 10)], [(0, 10)]) == 0
+
+
+def test_spans_that_are_none():
+    truth = [(0, 10)]
+    assert moments.temporal_iou([(5, 5), (8, 2), (10, 20), (-10, 0)], truth).tolist() == [[0], [0], [0], [0]]
+    assert moments.top_iou([(-10, 10)], truth) == 0.5  # what lies outside of the video counts as found in vain

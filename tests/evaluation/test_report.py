@@ -19,7 +19,7 @@ def outcomes(shift=0.0):
     kinds = ("one", "several", "absent", "near_miss")
     return [
         Outcome("film", str(i), "a ring", kinds[i % 4], 3600.0, truth[i % 4], ((100.0 + shift, 120.0 + shift, 0.7, True),), parse_failures=i % 2,
-                survivors=((60.0, 130.0),), survivors_share=0.1, oracle_iou=0.5 if truth[i % 4] else None, seconds=0.5)
+                survivors=((60.0, 130.0),), windows=((60.0, 130.0),), survivors_share=0.1, oracle_iou=0.5 if truth[i % 4] else None, seconds=0.5)
         for i in range(8)
     ]  # fmt: skip
 
@@ -32,8 +32,9 @@ def shown(table):
 
 def test_has_every_figure_that_is_promised():
     made = report.build(outcomes(), RUN, resamples=50)
-    recalls = [f"R{rank}@{iou}" for rank in (1, 5) for iou in (0.1, 0.3, 0.5, 0.7)]
-    for name in [*recalls, "mIoU", "mAP", "ECE", "AUROC", "RejF1", "EtF1", "window_recall", "oracle_window_mIoU", "survivors_share", "seconds"]:
+    recalls = [f"R{rank}@{iou}" for rank in (1, 5, 10, 50, 100) for iou in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    for name in [*recalls, "mIoU", "mAP", "ECE", "AUROC", "RejF1", "EtF1", "window_recall", "oracle_window_mIoU", "survivors_share", "seconds",
+                 "F1@0.5", "FPR", "AURC", "Brier", "window_recall@1", "mAP@0.5", "mAP_middle"]:  # fmt: skip
         assert isinstance(made[name], float), name
     assert made["parse_failures"] == 4 and made["counts"]["questions"] == 8 and made["counts"]["near_miss"] == 2
     assert set(made["kinds"]) == {"one", "several", "absent", "near_miss"} and made["kinds"]["absent"]["R1@0.5"] is None
