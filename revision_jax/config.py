@@ -366,6 +366,7 @@ class StageConfig:
     copies: tuple[tuple[str, str], ...] = ()  # (from, to) subtrees copied when the stage begins: ("lora/dense", "lora/sparse")
     steps: int = 1000
     batch: int = 32
+    accumulate: int = 1  # a batch is gone through in so many parts, one after another; the step is that of the whole batch
     learning_rate: float = 1e-4
     rates: tuple[tuple[str, float], ...] = ()  # (path prefix, learning rate) of parts that have another one; the longest prefix counts
     warmup: float = 0.03  # share of the steps
@@ -392,7 +393,10 @@ class StageConfig:
             inside = any(prefix == part or prefix.startswith(part + "/") for part in self.train)
             _check(inside, f"{w}.rates", f"{prefix!r} is not under what is trained ({', '.join(self.train)})")
             _check(rate > 0, f"{w}.rates", f"rate of {prefix} must be above 0, is {rate}")
-        _positive(w, batch=self.batch, learning_rate=self.learning_rate)
+        _positive(w, batch=self.batch, learning_rate=self.learning_rate, accumulate=self.accumulate)
+        _check(self.batch % self.accumulate == 0, f"{w}.accumulate", f"a batch of {self.batch} does not divide into {self.accumulate} parts")
+        whole = self.accumulate > 1 and self.task in ("pretrain", "language")
+        _check(not whole, f"{w}.accumulate", f"must be 1 for the task {self.task}, whose loss compares all of a batch, is {self.accumulate}")
         _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
         _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
         for name in ("absent", "cut", "crop"):

@@ -93,7 +93,7 @@ def run(
     mesh, rules = make_mesh(config.mesh, devices), rules_named(config.mesh.rules)
     abstract = jax.eval_shape(task.init_state)
     for stage in chosen:  # all of them now, not after hours of the first
-        check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules)
+        check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules, stage.accumulate)
         if task.check is not None:
             task.check(stage)
         jax.eval_shape(lambda state, stage=stage: begin_stage(state, stage, config.train.base_dtype), abstract)

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from revision_jax.config import ExperimentConfig, StageConfig, TrainConfig, override
+from revision_jax.config import ExperimentConfig, GroundingConfig, LevelConfig, StageConfig, TrainConfig, override
 
 WIDTH, RANK, OUT = 16, 4, 8
 
@@ -22,11 +22,11 @@ def toy_config(**train) -> ExperimentConfig:
     defaults = {
         "seed": 3, "checkpoint_every": 5, "keep": 2, "log_every": 1,
         "stages": (
-            StageConfig(name="base", task="pretrain", train=("params",), steps=12, batch=8, learning_rate=1e-2, weight_decay=0.1),
-            StageConfig(name="fine", task="pretrain", train=("lora/fine",), copies=(("lora/coarse", "lora/fine"),), steps=10, batch=16, learning_rate=3e-2),
+            StageConfig(name="base", level="toy", train=("params",), steps=12, batch=8, learning_rate=1e-2, weight_decay=0.1),
+            StageConfig(name="fine", level="toy", train=("lora/fine",), copies=(("lora/coarse", "lora/fine"),), steps=10, batch=16, learning_rate=3e-2),
         ),
     }
-    return ExperimentConfig(name="toy", train=TrainConfig(**{**defaults, **train}))
+    return ExperimentConfig(name="toy", grounding=GroundingConfig(levels=(LevelConfig(name="toy"),)), train=TrainConfig(**{**defaults, **train}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,10 @@ def main(argv: list[str]) -> None:
     if rest[:1] == ["--sleep"]:
         sleep_s, rest = float(rest[1]), rest[2:]
     if rest[:1] == ["--process"]:
+        from revision_jax.sharding import distributed
+
         index, count, port = map(int, rest[1:4])
-        jax.distributed.initialize(f"localhost:{port}", count, index)
+        distributed.join(f"localhost:{port}", count, index)
         rest = rest[4:]
     from revision_jax import paths
     from revision_jax.training.loop import run
