@@ -214,12 +214,16 @@ class DecoderConfig:
     signal: SignalConfig = SignalConfig()
     time: Literal["none", "sinusoidal", "token"] = "none"  # absolute time of a visual token: sinusoid of its index, or the embedding of its number's token
     scan: bool = True  # nn.scan over the layers in training; decoding is unrolled
-    remat: bool = False
+    # What the backward pass computes again of each layer, here and in an encoder that is trained with it (models/remat.py); older configs say false or true.
+    remat: Literal["none", "dots", "full", False, True] = "none"
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of activations
 
     def __post_init__(self):
         w = "decoder"
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
+        _one_of(f"{w}.remat", self.remat, ("none", "dots", "full"))
         _positive(w, vocab=self.vocab, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, mlp=self.mlp)
         _check(self.heads % self.kv_heads == 0, f"{w}.kv_heads", f"{self.heads} heads do not divide into {self.kv_heads} KV heads")
         _check(self.head_dim % 2 == 0, f"{w}.head_dim", f"must be even for RoPE, is {self.head_dim}")

@@ -24,7 +24,7 @@ def report(strategy, step=1.0, total=4.0, available=15.75, program="train 1a", *
 
 
 REPORTS = [
-    report("slow", step=2.0), report("big", total=20.0, advice="fits with decoder.remat=true (9.00 GiB)", problem="out of HBM", seconds={}, binds=""),
+    report("slow", step=2.0), report("big", total=20.0, advice="fits with decoder.remat=full (9.00 GiB)", problem="out of HBM", seconds={}, binds=""),
     Report("train 1a", "train", "odd", "v5e:8x8", MESH, 10, 1000, problem="stages.1a.batch: a batch of 10 does not divide by the 64 devices"),
     report("quick", step=0.5), report("bigger", total=30.0), report("alone", program="train 2"),
 ]  # fmt: skip
