@@ -31,6 +31,5 @@ QWEN25_1B5 = DecoderConfig(
 )  # fmt: skip
 QWEN25_7B = DecoderConfig(
     vocab=152064, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, mlp=18944, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, lora=NO_LORA,
-    remat="full",
-    dtype="bfloat16",
+    remat="full", dtype="bfloat16",
 )  # fmt: skip

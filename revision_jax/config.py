@@ -377,6 +377,8 @@ class StageConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
+    best: str = "loss"  # the metric, a mean over the steps since the checkpoint before, that `train.keep_best` goes by
+    best_is: Literal["lowest", "highest"] = "lowest"
     absent: float = 0.5  # share of examples whose answer is "not present" (contrastive windows and questions)
     negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of `example_config.NEGATIVES`, with weights
     absent_weight: float = 1.0  # weight of absent examples in the loss
@@ -403,6 +405,7 @@ class StageConfig:
         _check(not whole, f"{w}.accumulate", f"must be 1 for the task {self.task}, whose loss compares all of a batch, is {self.accumulate}")
         _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
         _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
+        _one_of(f"{w}.best_is", self.best_is, ("lowest", "highest"))
         for name in ("absent", "cut", "crop"):
             _check(0 <= getattr(self, name) <= 1, f"{w}.{name}", f"must lie in [0, 1], is {getattr(self, name)}")
         for name, weight in self.negatives:
@@ -469,13 +472,17 @@ class TrainConfig:
     stages: tuple[StageConfig, ...] = ()
     base_dtype: Literal["float32", "bfloat16"] = "float32"  # of `params` wherever a stage does not train them; what is trained is float32
     checkpoint_every: int = 250  # steps
-    keep: int = 2
+    keep: int = 2  # the last so many checkpoints of a stage
+    keep_best: int = 0  # and so many of the best, by the stage's `best`
+    not_finite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number ends the run, or the step changes nothing
     log_every: int = 25
 
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
         _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
         _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16"))
+        _one_of("train.not_finite", self.not_finite, ("stop", "skip"))
+        _check(self.keep_best >= 0, "train.keep_best", f"must not be negative, is {self.keep_best}")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ everything

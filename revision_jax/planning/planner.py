@@ -21,12 +21,12 @@ import jax
 from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.files import write_text
 from revision_jax.planning import hlo, work
-from revision_jax.planning.chips import GIB
 from revision_jax.planning.collectives import by_kind, collectives
 from revision_jax.planning.programs import Program, chip_bytes, with_mesh
 from revision_jax.planning.report import Report, gib
 from revision_jax.planning.roofline import estimate
 from revision_jax.planning.topologies import Topology
+from revision_jax.sharding.chips import GIB
 from revision_jax.sharding.mesh import AXES, make_mesh, mesh_shape
 from revision_jax.sharding.strategies import Strategy, rules_named
 from revision_jax.stored_programs import source_digest, versions

@@ -6,6 +6,8 @@ the output's shardings are pinned to the input's, or the second call would compi
 
 `stage.accumulate` parts of a batch are gone through in a loop of the same program, which adds up their gradients. A part weighs as much as the "loss" among its
 metrics counts (labels, weights), so that loss and gradients are those of the whole batch; only the random numbers (dropout) are others.
+
+With `train.not_finite="skip"` a step whose loss or gradient is no number leaves weights and optimizer state as they were.
 """
 
 from __future__ import annotations
@@ -106,9 +108,13 @@ def make_train_step(
         key = jax.random.fold_in(stage_key(seed, stage.name), step)
         with on_mesh(mesh):
             gradients, metrics = gradients_of(loss, trainable, frozen, batch, key, stage.accumulate, rows)
-        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+        updates, moved_opt_state = optimizer.update(gradients, opt_state, trainable)
+        moved = optax.apply_updates(trainable, updates)
         metrics = {**numbers(metrics), "grad_norm": optax.global_norm(gradients), "learning_rate": rate(step)}
-        return optax.apply_updates(trainable, updates), opt_state, metrics
+        if config.train.not_finite == "skip":
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            moved, moved_opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (moved, moved_opt_state), (trainable, opt_state))
+        return moved, moved_opt_state, metrics
 
     return jax.jit(
         train_step,

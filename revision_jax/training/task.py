@@ -26,6 +26,7 @@ from revision_jax.sharding.distributed import everywhere, in_turn
 from revision_jax.training.conversation_loss import conversation_loss
 from revision_jax.training.conversations import conversation_source, mixture
 from revision_jax.training.corpus import Report, prepare, query_store, stage_corpus
+from revision_jax.training.flops import model_flops
 from revision_jax.training.loop import Task
 from revision_jax.training.losses import stage_loss
 from revision_jax.training.step import Loss
@@ -153,5 +154,9 @@ def make_task(
     def make_loss(stage: StageConfig) -> Loss:
         return loss_of(config, stage, tokenizer)
 
+    def flops(stage: StageConfig, trainable: dict, frozen: dict, batch: dict) -> int:
+        return model_flops(config, lambda config: loss_of(config, stage, tokenizer), trainable, frozen, batch)
+
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
-    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state, check=check)
+    made = {"make_loss": make_loss, "make_examples": make_examples, "before_stage": before_stage, "load_state": load_state, "check": check, "flops": flops}
+    return Task(init_state=first, **made)

@@ -6,11 +6,11 @@ import pytest
 
 from revision_jax.config import ConfigError
 from revision_jax.planning import topologies
-from revision_jax.planning.chips import CHIPS, GIB
 from revision_jax.planning.planner import Planner, needed, remedies
 from revision_jax.planning.programs import all_programs, chip_bytes, with_mesh
 from revision_jax.planning.report import Report
 from revision_jax.planning.vocabulary import stand_in
+from revision_jax.sharding.chips import CHIPS, GIB
 from revision_jax.sharding.mesh import make_mesh
 from revision_jax.sharding.strategies import strategy_named
 from tests.planning import stages

@@ -6,9 +6,9 @@ import json
 from PIL import Image
 from rich.console import Console
 
-from revision_jax.planning.chips import CHIPS, GIB
 from revision_jax.planning.plot import draw
 from revision_jax.planning.report import Report, by_program, counted, markdown, milliseconds, ranked, table
+from revision_jax.sharding.chips import CHIPS, GIB
 
 MESH = {"data": 1, "fsdp": 16, "context": 1, "tensor": 4}
 

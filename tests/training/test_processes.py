@@ -62,6 +62,17 @@ def test_killed_and_started_again_ends_with_bit_identical_weights(whole, tmp_pat
     assert losses(read_rows(tmp_path / "metrics.jsonl")) == losses(rows)
 
 
+def test_killed_in_the_middle_of_a_save_goes_on_from_the_checkpoint_before(whole, tmp_path):
+    result, rows = whole
+    process = start(tmp_path, "--die-in-save", 10)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == -signal.SIGKILL, errors[-3000:]
+    left = {path.name for path in (tmp_path / "checkpoints" / "00-base").iterdir()}
+    assert {"0", "5"} <= left and "10" not in left and any(name.startswith("10.") for name in left)
+    assert finish(start(tmp_path))["leaves"] == result["leaves"]
+    assert losses(read_rows(tmp_path / "metrics.jsonl")) == losses(rows)
+
+
 @pytest.mark.parametrize("mesh", [("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")], ids=["data", "data fsdp tensor"])
 def test_eight_devices_give_the_same_losses(whole, tmp_path, mesh):
     rows = whole[1]

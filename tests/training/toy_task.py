@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 import time
 
@@ -107,14 +109,31 @@ def toy_task(config: ExperimentConfig, sleep_s: float = 0.0, **hooks):
     return Task(init_state=toy_state, make_loss=toy_loss, make_examples=examples, axes=toy_axes, **hooks)
 
 
+def die_in_save(step: str) -> None:
+    """The process is killed when all of this step's checkpoint has been written, and it would get its name."""
+
+    def dying(rename):
+        def renamed(source, target, *more, **named):
+            if os.path.basename(target) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(source, target, *more, **named)
+
+        return renamed
+
+    os.rename, os.replace = dying(os.rename), dying(os.replace)
+
+
 def main(argv: list[str]) -> None:
-    """WORKDIR [--sleep S] [--process I N PORT] [dotted overrides]"""
+    """WORKDIR [--sleep S] [--die-in-save STEP] [--process I N PORT] [dotted overrides]"""
     import jax
 
     workdir, rest = argv[0], argv[1:]
     sleep_s = 0.0
     if rest[:1] == ["--sleep"]:
         sleep_s, rest = float(rest[1]), rest[2:]
+    if rest[:1] == ["--die-in-save"]:
+        die_in_save(rest[1])
+        rest = rest[2:]
     if rest[:1] == ["--process"]:
         from revision_jax.sharding import distributed
 
