@@ -9,6 +9,8 @@ import pytest
 from revision_jax import paths
 from revision_jax.config import ConfigError, MeshConfig
 from revision_jax.errors import UserError
+from revision_jax.sharding.chips import CHIPS, chip_of
+from revision_jax.training import loop
 from revision_jax.training.checkpoints import Checkpoints
 from revision_jax.training.loop import run
 from revision_jax.training.metrics import TIMES, NotFinite, read_rows
@@ -238,3 +240,25 @@ def test_stages_tell_where_they_begin_and_end_and_chosen_steps_are_traced(tmp_pa
     for wrong in ("0", "3-2", "x"):
         with pytest.raises(UserError, match=f"--profile {wrong}: wants"):
             chosen_steps(wrong)
+
+
+def test_the_share_of_the_peak_is_told_where_the_chip_is_known(tmp_path, monkeypatch):
+    config, asked = small(), []
+
+    def flops(stage, trainable, frozen, batch):
+        asked.append((stage.name, batch["x"].shape))
+        return 10**6
+
+    task = toy_task(config)._replace(flops=flops)
+    run(config, tmp_path / "unknown", task, stages=["base"], devices=ONE)
+    assert asked == [] and all("mfu" not in row for row in read_rows(tmp_path / "unknown" / "metrics.jsonl"))
+    monkeypatch.setattr(loop, "chip_of", lambda kind: CHIPS["v5e"])
+    run(config, tmp_path / "known", task, stages=["base"], devices=ONE)
+    assert asked == [("base", (8, 16))]  # once for each shape of a batch
+    for row in read_rows(tmp_path / "known" / "metrics.jsonl"):
+        assert row["mfu"] == pytest.approx(10**6 * row["steps_per_s"] / 197e12)
+
+
+@pytest.mark.parametrize("kind, name", [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)])
+def test_chips_by_the_names_that_jax_has_for_them(kind, name):
+    assert chip_of(kind) is CHIPS.get(name)
