@@ -7,7 +7,7 @@ memory nine hours take beside one.
 convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
 of the same files, and the most anonymous memory that it takes. With --load also the seconds until a `Chat` has either on its device.
 
-curate: see `bench_curate.py`. startup: see `bench_startup.py`.
+curate: see `bench_curate.py`. startup: see `bench_startup.py`. train: see `bench_train.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from launch.bench_commands import QUERIES, rendered, timed
 from launch.bench_curate import curate
 from launch.bench_startup import startup
+from launch.bench_train import train
 from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
@@ -161,7 +162,7 @@ def data(options: argparse.Namespace) -> dict[str, float | int]:
     return measured(options)
 
 
-BENCHES = {"ground": ground, "convert": convert, "curate": curate, "data": data, "startup": startup}
+BENCHES = {"ground": ground, "convert": convert, "curate": curate, "data": data, "startup": startup, "train": train}
 
 
 def watched(command: list[str]) -> tuple[float, int]:
