@@ -1,7 +1,9 @@
 """ReVisionLLM on MAD, as released: Vicuna-7B with a LoRA and an adapter for each of its three hierarchies, over CLIP ViT-L/14 at 5 frames a second.
 
 Coarse to fine: sparse tokens in groups of 100 windows, in groups of 33, dense. The released scripts run all three over the whole film and intersect; here
-each looks at what the one above it left, as the paper describes. Trained on features alone, which others distribute (docs/data.md, docs/features.md):
+each looks at what the one above it left, as the paper describes, and a group is asked once. The released scripts ask at three zooms, `zooms=(4, 2, 1)` here,
+which takes three times the language model's tokens in all (`python -m launch.bench tokens`). Trained on features alone, which others distribute (docs/data.md,
+docs/features.md):
 
     python -m launch.train revisionllm_7b_mad --init CHECKPOINT data.root=DATASETS data.features=STORES [data.queries=QUERIES]
 
@@ -49,7 +51,7 @@ CROPS = dataclasses.replace(WINDOWS, after=FRAMES.after)  # stage 2 is trained w
 
 def get_config() -> ExperimentConfig:
     group = LevelConfig(
-        name="sparse-100", kind="sparse", span_s=125.0, stride_s=25.0, tokens=100, frames=250, batch=4, zooms=(4, 2, 1), beam=20, spans=5, adapter=SPARSE,
+        name="sparse-100", kind="sparse", span_s=125.0, stride_s=25.0, tokens=100, frames=250, batch=4, beam=16, spans=4, adapter=SPARSE,
         prompt=WINDOWS, sampling="linspace",
     )  # fmt: skip
     dense = LevelConfig(
@@ -61,7 +63,7 @@ def get_config() -> ExperimentConfig:
         text=dataclasses.replace(parts.CLIP_TEXT, suffix="."),
         decoder=dataclasses.replace(parts.VICUNA_7B, lora=parts.REVISION_LORA),
         grounding=GroundingConfig(
-            levels=(group, dataclasses.replace(group, name="sparse-33", tokens=33, beam=12, spans=3), dense),
+            levels=(group, dataclasses.replace(group, name="sparse-33", tokens=33, beam=5, spans=3), dense),
             rate=5.0,
             query_len=32,
             prompt_len=96,

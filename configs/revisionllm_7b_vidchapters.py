@@ -18,7 +18,7 @@ QUERIES = 280_000  # how many chapters one epoch had is not stated: as many as M
 
 def get_config() -> ExperimentConfig:
     sparse = LevelConfig(
-        name="sparse-100", kind="sparse", span_s=500.0, stride_s=100.0, tokens=100, frames=250, sampling="linspace", batch=4, zooms=(4, 2, 1), beam=20, spans=5,
+        name="sparse-100", kind="sparse", span_s=500.0, stride_s=100.0, tokens=100, frames=250, sampling="linspace", batch=4, beam=20, spans=5,
         adapter=dataclasses.replace(SPARSE, norm="skipped"), prompt=WINDOWS,
     )  # fmt: skip
     dense = LevelConfig(

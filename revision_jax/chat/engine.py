@@ -25,7 +25,8 @@ from revision_jax.data import frames as host_frames
 from revision_jax.data.chat_template import Prompt
 from revision_jax.models import revision
 from revision_jax.models.adapter import make_adapter
-from revision_jax.models.decoder import Decoder, init_cache, split_layers
+from revision_jax.models.cache import grow, init_cache
+from revision_jax.models.decoder import Decoder, split_layers
 
 PATCHES = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536)
 WORK = 2**24  # frames x patches^2 of one call: bounds the attention scores of a call to this times heads numbers
@@ -170,7 +171,7 @@ class Engine:
     def grown(self, cache: dict, slots: int) -> dict:
         """The cache with room for `slots` slots."""
         more = slots - cache["valid"].shape[1]
-        return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2)), cache) if more > 0 else cache
+        return grow(cache, more) if more > 0 else cache
 
     def read(self, cache: dict, batch: Batch, start: int) -> tuple[Float[Array, "B V"], dict]:
         """Reads prompts into slots from `start` on, chunk by chunk: (logits of the next token, cache). The cache given is used up."""

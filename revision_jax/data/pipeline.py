@@ -115,7 +115,8 @@ def batches(
     if start >= steps:
         return iter(())
     source = _Batches(examples, batch, rows, start, steps, shared=workers > 0)
-    ahead = max(1, prefetch // max(workers, 1))  # of each process that makes batches
+    # Of each process that makes batches; with workers one more waits in each one's queue, and one is in the making.
+    ahead = max(1, prefetch // workers - 1) if workers else max(1, prefetch)
     dataset: Any = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(num_threads=max(1, min(threads, ahead)), prefetch_buffer_size=ahead)
     )

@@ -1,10 +1,12 @@
 """Video to feature store: every frame at the wanted rate goes through the vision encoder once. Used by answering and by training alike.
 
-Memory is bounded by one chunk of frames, whatever the video's length; the device sees one static shape.
+Memory is bounded by a few chunks of frames, whatever the video's length; the device sees one static shape. Frames are decoded, resized and
+measured in a thread while the chunk before is encoded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, UInt8
 
-from revision_jax.config import ExperimentConfig
+from revision_jax.config import ExperimentConfig, VisionConfig
 from revision_jax.data import frames as host_frames
 from revision_jax.data import video as host_video
+from revision_jax.data.ahead import ahead
 from revision_jax.data.feature_parts import ResumableWriter
 from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
 from revision_jax.models import revision
@@ -89,12 +92,19 @@ def features_of(
     config: ExperimentConfig, params: dict, chunks: Iterator[tuple[np.ndarray, np.ndarray]], encoder: str = "vision", previous: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """(times, frames) chunks to (times, {"frame", "tokens", "change"}), `change` the pruner's measure against the frame before (`previous` at first)."""
-    vision = config.encoder(encoder)
+    with contextlib.closing(ahead(_measured(config.encoder(encoder), chunks, previous))) as measured:
+        for times, images, change in measured:
+            yield times, {**encode_chunk(config, params, images, encoder), "change": change}
+
+
+def _measured(
+    vision: VisionConfig, chunks: Iterator[tuple[np.ndarray, np.ndarray]], previous: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(times, frames, how much each of their tokens changed)."""
     for times, images in chunks:
         change = host_frames.token_change(images, vision.patch, vision.merge, previous, vision.std)
         previous = images[-1]
-        arrays = encode_chunk(config, params, images, encoder)
-        yield times, {**arrays, "change": np.minimum(change, 60000.0).astype(np.float16)}
+        yield times, images, np.minimum(change, 60000.0).astype(np.float16)
 
 
 def extract(
@@ -135,9 +145,10 @@ def extract(
             writer.close()
         else:
             reader, chunks, previous = _behind(video, rate, writer.frames, writer.damaged, options, progress)
-            for times, values in features_of(config, params, ((chunk.times, chunk.frames) for chunk in chunks), encoder, previous):
-                writer.damaged = reader.failures > 0
-                writer.append(times, values)
+            with contextlib.closing(features_of(config, params, ((chunk.times, chunk.frames) for chunk in chunks), encoder, previous)) as features:
+                for times, values in features:
+                    writer.damaged = reader.failures > 0  # maybe of a chunk that is decoded but not encoded yet: too soon does no harm
+                    writer.append(times, values)
             writer.close(warnings=reader.warnings)
     return FeatureStore(store)
 

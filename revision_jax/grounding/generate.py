@@ -21,7 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.prompt import Grammar
-from revision_jax.models.decoder import Decoder, init_cache
+from revision_jax.models.cache import follow, grow, init_cache
+from revision_jax.models.decoder import Decoder
 from revision_jax.models.revision import Visual, last_valid, question
 
 NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
@@ -76,8 +77,7 @@ def ask(
     batch, used = cache["valid"].shape
     embeds, valid = question(visual, decoder.apply(weights, after_ids, method=Decoder.embed), after_mask)
     s = valid.shape[1]
-    grow = lambda x: jnp.pad(x, ((0, 0), (0, s + answer_len)) + ((0, 0),) * (x.ndim - 2))
-    cache = {"layers": jax.tree.map(grow, cache["layers"]), "valid": grow(cache["valid"]), "signal": None}
+    cache = grow({**cache, "signal": None}, s + answer_len)
     signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
     base = jnp.sum(cache["valid"], 1)
     positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
@@ -89,18 +89,22 @@ def ask(
 
 
 def _repeat(tree, times: int):
-    return jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
+    return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
 
 
-def _step(config: ExperimentConfig, weights: dict, asked: Asked, cache: dict, token: Array, valid: Array, step: Array, rows: int) -> tuple[Array, dict]:
-    """One token for every row: its logits and the cache with it. Rows are B x `rows`."""
+def _step(
+    config: ExperimentConfig, weights: dict, asked: Asked, cache: dict, tokens: Int[Array, "N W"], valid: Bool[Array, "N W"], taken: Array, slot: Array,
+    rows: int,
+) -> tuple[Float[Array, "N W V"], dict]:
+    """The next tokens of every row: their logits, and the cache with them from `slot` of the answer on. N is B x `rows`; taken: tokens of each row before."""
     decoder = Decoder(config.decoder, config.mesh.rules)
     repeated = lambda x: None if x is None else jnp.repeat(x, rows, 0)
+    positions = (repeated(asked.position) + taken)[:, None] + jnp.arange(tokens.shape[1])
     hidden, cache = decoder.apply(
-        weights, decoder.apply(weights, token[:, None], method=Decoder.embed), (repeated(asked.position) + step)[:, None], valid[:, None],
-        reads=jnp.ones_like(valid)[:, None], summary=repeated(asked.summary), cache=cache, start=asked.first + step,
+        weights, decoder.apply(weights, tokens, method=Decoder.embed), positions, valid,
+        reads=jnp.ones_like(valid), summary=repeated(asked.summary), cache=cache, start=asked.first + slot,
     )
-    return decoder.apply(weights, hidden[:, 0], method=Decoder.logits), cache
+    return decoder.apply(weights, hidden, method=Decoder.logits), cache
 
 
 def entropy(logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
@@ -120,60 +124,80 @@ def beam(
 ) -> Decoded:
     """The best `spans` spans of each prompt, each with another start, numbers below `count`, and the log-odds that there is one.
 
-    Fewer where fewer starts exist: their length is 0 and their score `NEVER`.
+    Fewer where fewer starts exist: their length is 0 and their score `NEVER`. A round chooses one token of each hypothesis; that one and all that the grammar
+    forces behind it are one call of the decoder, so a forced token costs no call of its own. `asked` has `grammar.slots` free slots.
     """
     weights = variables(state, name)
-    batch, columns, steps = asked.logits.shape[0], len(grammar.token), grammar.steps
-    token, table, least = jnp.asarray(grammar.token), jnp.asarray(grammar.next), jnp.asarray(grammar.least)
-    decided, absent = jnp.asarray(grammar.decided), jnp.asarray(grammar.absent)
-    row = jnp.arange(batch)[:, None]
+    batch, steps, width, most = asked.logits.shape[0], grammar.steps, grammar.width, grammar.forced.shape[1]
+    tables = {key: jnp.asarray(getattr(grammar, key)) for key in ("token", "next", "least", "decided", "absent", "forced", "forced_count", "choice")}
+    token, columns = tables["token"], len(grammar.token)
+    row, places = jnp.arange(batch)[:, None], jnp.arange(steps)
 
-    def select(step: Array, s: dict) -> dict:
+    def put(array: Array, place: Array, value: Array, wanted: Array) -> Array:
+        """[B J L] with `value` at each hypothesis' `place`, where wanted."""
+        return jnp.where((places == place[..., None]) & wanted[..., None], value[..., None], array)
+
+    def select(s: dict) -> dict:
+        """Chooses a token of each hypothesis by its logits, and puts down what must follow it."""
         logits = s["logits"].astype(jnp.float32)
         here = s["state"]
-        ok = (table[here] >= 0) & (least[here] < count[:, None, None])
-        ok &= ~((step == grammar.branch) & absent)
+        ok = (tables["next"][here] >= 0) & (tables["least"][here] < count[:, None, None])
+        ok &= ~((s["length"] == grammar.branch)[..., None] & tables["absent"])
         at = jnp.where(ok, logits[..., token], NEVER)
         log_p = jnp.where(ok, at - jax.nn.logsumexp(at, -1, keepdims=True), NEVER)
         best = jnp.arange(columns) == jnp.argmax(log_p, -1, keepdims=True)
-        log_p = jnp.where(decided[here][..., None] & ~best, NEVER, log_p)  # a settled start goes on with its best end alone
+        log_p = jnp.where(tables["decided"][here][..., None] & ~best, NEVER, log_p)  # a settled start goes on with its best end alone
         total = jnp.maximum(s["score"][..., None] + log_p, NEVER)
         score, chosen = jax.lax.top_k(total.reshape(batch, -1), spans)
         parent, column = chosen // columns, chosen % columns
         pick = lambda x: x[row, parent]
-        running = (pick(here) != grammar.end) & (score > NEVER / 2)
+        alive = score > NEVER / 2
+        running, length = (pick(here) != grammar.end) & alive, pick(s["length"])
+        entered = tables["next"][pick(here), column]
+        forced, forced_count = tables["forced"][entered], jnp.where(running, tables["forced_count"][entered], 0)
         raw = jax.nn.log_softmax(logits, -1)
-        raw_token = jnp.take_along_axis(pick(raw), token[column][..., None], -1)[..., 0]
+        chosen_log_p = jnp.take_along_axis(pick(raw), token[column][..., None], -1)[..., 0]
+        tokens = put(pick(s["tokens"]), length, token[column], running)
+        for k in range(most):
+            tokens = put(tokens, length + 1 + k, token[forced[..., k]], k < forced_count)
+        after = jnp.where(alive, tables["choice"][entered], grammar.end)
         return {
-            "state": jnp.where(score > NEVER / 2, table[pick(here), column], grammar.end),
-            "score": jnp.where(score > NEVER / 2, score, NEVER),
-            "log_probability": pick(s["log_probability"]) + jnp.where(running, raw_token, 0.0),
-            "tokens": pick(s["tokens"]).at[:, :, step].set(token[column]),
-            "entropy": pick(s["entropy"]).at[:, :, step].set(jnp.where(running, pick(entropy(logits)), 0.0)),
-            "length": pick(s["length"]) + running,
-            "present": jnp.where(step == grammar.branch, branch_log_odds(logits[:, 0], grammar), s["present"]),
+            "state": after,
+            "score": jnp.where(alive, score, NEVER),
+            "log_probability": pick(s["log_probability"]) + jnp.where(running, chosen_log_p, 0.0),
+            "tokens": tokens,
+            "entropy": put(pick(s["entropy"]), length, pick(entropy(logits)), running),
+            "length": length + running + forced_count,
+            "present": jnp.where(s["length"][:, 0] == grammar.branch, branch_log_odds(logits[:, 0], grammar), s["present"]),
             "parent": parent,
+            "taken": length,  # tokens before the chosen one
+            "read": running + forced_count - (running & (after == grammar.end)),  # of the chosen and the forced: the end token is not read
+            "block": jnp.concatenate([token[column][..., None], token[forced]], -1),
             "logits": s["logits"],
         }
 
-    def advance(step: Array, s: dict, cache: dict) -> tuple[dict, dict]:
-        rows = (row * spans + s["parent"]).reshape(-1)
-
-        # Hypotheses of one prompt differ in the answer's slots alone: only those follow the parent.
-        def follow(x: Array) -> Array:
-            part = jax.lax.slice_in_dim(x, asked.first, asked.first + steps, axis=1)[rows]
-            return jax.lax.dynamic_update_slice_in_dim(x, part, asked.first, 1)
-
-        cache = {"layers": jax.tree.map(follow, cache["layers"]), "valid": follow(cache["valid"]), "signal": cache["signal"]}
-        last = jax.lax.dynamic_index_in_dim(s["tokens"], step, 2, keepdims=False).reshape(-1)
-        alive = (s["state"] != grammar.end).reshape(-1)
-        logits, cache = _step(config, weights, asked, cache, last, alive, step, spans)
-        return s | {"logits": logits.reshape(batch, spans, -1)}, cache
+    def advance(slot: Array, s: dict, cache: dict) -> tuple[dict, dict]:
+        """Reads the chosen and the forced tokens: scores of the forced ones, logits of the next choice."""
+        if spans > 1:  # hypotheses of one prompt differ in the answer's slots alone
+            cache = follow(cache, (row * spans + s["parent"]).reshape(-1), asked.first, grammar.slots)
+        block, read = s["block"], s["read"]  # [B J 1 + most], of which the first `width` may be read
+        valid = jnp.arange(width) < read[..., None]
+        flat = lambda x: x.reshape(batch * spans, *x.shape[2:])
+        logits, cache = _step(config, weights, asked, cache, flat(block[..., :width]), flat(valid), flat(s["taken"]), slot, spans)
+        logits = logits.reshape(batch, spans, width, -1).astype(jnp.float32)
+        log_probability, entropies = s["log_probability"], s["entropy"]
+        for k in range(most):  # what stands at place k foretells place k + 1
+            is_forced = k + 1 < s["length"] - s["taken"]
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :, k], -1), block[:, :, k + 1, None], -1)[..., 0]
+            log_probability = log_probability + jnp.where(is_forced, log_p, 0.0)
+            entropies = put(entropies, s["taken"] + 1 + k, entropy(logits[:, :, k]), is_forced)
+        last = jnp.take_along_axis(logits, jnp.maximum(read - 1, 0)[..., None, None], 2)[:, :, 0]
+        return s | {"log_probability": log_probability, "entropy": entropies, "logits": last}, cache
 
     def body(carry: tuple) -> tuple:
-        step, s, cache = carry
-        s, cache = advance(step, s, cache)
-        return step + 1, select(step + 1, s), cache
+        number, s, cache = carry
+        s, cache = advance(number * width, s, cache)
+        return number + 1, select(s), cache
 
     shape = (batch, spans)
     start = {
@@ -184,12 +208,10 @@ def beam(
         "entropy": jnp.zeros((*shape, steps)),
         "length": jnp.zeros(shape, jnp.int32),
         "present": jnp.zeros(batch),
-        "parent": jnp.zeros(shape, jnp.int32),
-        "logits": jnp.broadcast_to(asked.logits[:, None], (batch, spans, asked.logits.shape[-1])),
+        "logits": jnp.broadcast_to(asked.logits[:, None], (batch, spans, asked.logits.shape[-1])).astype(jnp.float32),
     }
-    first = select(jnp.asarray(0), start)
-    unfinished = lambda carry: (carry[0] < steps - 1) & jnp.any(carry[1]["state"] != grammar.end)
-    _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), first, _repeat(asked.cache, spans)))
+    unfinished = lambda carry: (carry[0] < grammar.rounds) & jnp.any(carry[1]["read"] > 0)
+    _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), _repeat(asked.cache, spans)))
     dead = s["score"] <= NEVER / 2
     order = jnp.argsort(-s["score"], axis=1, stable=True)
     sort = lambda x: x[row, order]
@@ -229,8 +251,9 @@ def free(
 
     def body(carry: tuple) -> tuple:
         step, s, cache = carry
-        logits, cache = _step(config, weights, asked, cache, s["tokens"][:, step], ~s["done"], step, 1)
-        return step + 1, choose(step + 1, logits, s), cache
+        taken = jnp.broadcast_to(step, (batch,))
+        logits, cache = _step(config, weights, asked, cache, s["tokens"][:, step, None], ~s["done"][:, None], taken, step, 1)
+        return step + 1, choose(step + 1, logits[:, 0], s), cache
 
     start = {
         "tokens": jnp.full((batch, steps), pad, jnp.int32), "entropy": jnp.zeros((batch, steps)), "log_probability": jnp.zeros(batch),

@@ -21,7 +21,7 @@ from revision_jax.grounding.generate import Decoded
 from revision_jax.grounding.prompt import Grammar, span_grammar
 from revision_jax.models import revision
 from revision_jax.models import signal as search_signal
-from revision_jax.models.decoder import stack_caches, take_rows
+from revision_jax.models.cache import stack_caches, take_rows
 
 
 class WindowTokens(NamedTuple):
@@ -163,7 +163,7 @@ class LevelFunctions:
 
     def _answer(self, level: LevelConfig, state: dict, visual: revision.Visual, cache: dict, ask: dict, count) -> Decoded:
         grammar = self.grammar(level)
-        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.steps)
+        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.slots)
         return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)
 
 

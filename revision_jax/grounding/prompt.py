@@ -43,6 +43,20 @@ class Grammar:
     branch: int  # step at which the two part, usually 0
     end: int  # the end state
     steps: int  # tokens of the longest answer, end token included
+    forced: Int32[np.ndarray, "A F"]  # columns that must follow a state, one after another, up to the next choice or the end; 0 behind them
+    forced_count: Int32[np.ndarray, "A"]  # how many they are
+    choice: Int32[np.ndarray, "A"]  # the state behind them, where there is a choice again (or the end)
+    rounds: int  # choices of the answer that has most of them
+
+    @property
+    def width(self) -> int:
+        """Tokens that one decoder call reads at most: a chosen one and what it forces, but for the end token."""
+        return 1 + int((self.forced_count - ((self.choice == self.end) & (self.forced_count > 0))).max())
+
+    @property
+    def slots(self) -> int:
+        """Cache slots that an answer needs: every choice but the last is a call of `width`, and so is the last if something follows it."""
+        return self.rounds * self.width
 
     @property
     def bytes(self) -> int:
@@ -129,7 +143,47 @@ def _compile(tokenizer: Tokenizer, paths: dict[tuple[int, ...], tuple[int, int]]
     is_present = np.zeros(len(columns), bool)
     is_present[[column[token] for token in present_tokens]] = True
     steps = max(max(map(len, paths)), len(absent)) + 1
-    return Grammar(columns, table, least, np.asarray([*(decided[old] for old in order), True]), is_absent, is_present, branch, len(rows), steps)
+    settled = np.asarray([*(decided[old] for old in order), True])
+    spans = table.copy()  # without the way to the absent answer
+    start = 0
+    for _ in range(branch):
+        start = int(spans[start].max())
+    spans[start, is_absent] = -1
+    return Grammar(columns, table, least, settled, is_absent, is_present, branch, len(rows), steps, *_forced(spans, start, len(rows)))
+
+
+def _forced(
+    table: Int32[np.ndarray, "A C"], branch: int, end: int
+) -> tuple[Int32[np.ndarray, "A F"], Int32[np.ndarray, "A"], Int32[np.ndarray, "A"], int]:
+    """Of the states of the spans: (columns forced behind each, their number, the state behind them), and the rounds of the answer that has most of them.
+
+    A choice is a state with several successors, which may differ in the count that they need, or the branch, whose distribution tells whether there is a span.
+    A long chain (the last number's: behind it only itself may follow) is cut in two where that costs no round, so that rounds are as narrow as they can be.
+    """
+    only = [np.flatnonzero(row >= 0) for row in table]
+
+    def chains(width: int) -> tuple[list[list[int]], Int32[np.ndarray, "A"], int]:
+        """Chains of which a round reads at most `width` tokens, the chosen one in front of them and no end token; the states behind; rounds."""
+        found: list[list[int]] = [[] for _ in table]
+        behind = np.arange(len(table), dtype=np.int32)
+
+        @functools.cache
+        def rounds(state: int) -> int:
+            here, chain = state, found[state]
+            while here not in (branch, end) and len(only[here]) == 1 and (len(chain) < width - 1 or int(table[here, only[here][0]]) == end):
+                chain.append(int(only[here][0]))
+                here = int(table[here, chain[-1]])
+            behind[state] = here
+            return 0 if here == end else 1 + max(rounds(int(table[here, column])) for column in only[here])
+
+        return found, behind, 1 + max(rounds(int(table[0, column])) for column in only[0])
+
+    fewest = chains(len(table))[-1]
+    found, behind, count = next(made for made in map(chains, range(1, len(table) + 1)) if made[-1] == fewest)
+    forced = np.zeros((len(table), max(map(len, found))), np.int32)
+    for state, chain in enumerate(found):
+        forced[state, : len(chain)] = chain
+    return forced, np.asarray([len(chain) for chain in found], np.int32), behind, count
 
 
 _END = -2

@@ -40,12 +40,42 @@ def attention(
     raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
 
 
+def cached_attention(
+    q: Float[Array, "B S K d"],
+    k: Float[Array, "B G d M"],
+    v: Float[Array, "B G M d"],
+    *,
+    mask: Bool[Array, "#B #K #S M"] | None = None,
+    bias: Float[Array, "#B #K #S #M"] | None = None,
+    implementation: str = "xla",
+) -> Float[Array, "B S K d"]:
+    """`attention` over keys and values as a cache holds them (`models/cache.py`)."""
+    if implementation != "xla":
+        return attention(q, jnp.moveaxis(k, 3, 1), jnp.moveaxis(v, 2, 1), mask=mask, bias=bias, implementation=implementation)
+    batch, rows, heads, width = q.shape
+    groups = k.shape[1]
+    # Rows and heads of one group are the rows of one plain matrix product, which a CPU has fast code for.
+    grouped = jnp.moveaxis(q.reshape(batch, rows, groups, heads // groups, width), 1, 3).reshape(batch, groups, -1, width)
+    scores = jnp.einsum("bgnd,bgdm->bgnm", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
+    weights = _softmax(scores.reshape(batch, groups, heads // groups, rows, -1), mask, bias).reshape(scores.shape)
+    out = jnp.einsum("bgnm,bgmd->bgnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.moveaxis(out.reshape(batch, groups, heads // groups, rows, width), 3, 1).reshape(batch, rows, heads, width).astype(q.dtype)
+
+
 def _xla(q, k, v, mask, bias, scale):
     batch, rows, heads, width = q.shape
     groups = k.shape[2]
     # Heads of one group are rows of one matrix product: keys and values are never repeated in memory.
     grouped = q.reshape(batch, rows, groups, heads // groups, width)
     scores = jnp.einsum("bsgrd,bmgd->bgrsm", grouped, k, preferred_element_type=jnp.float32) * scale
+    weights = _softmax(scores, mask, bias)
+    out = jnp.einsum("bgrsm,bmgd->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return out.reshape(batch, rows, heads, width).astype(q.dtype)
+
+
+def _softmax(scores, mask, bias):
+    """Over the last axis of scores [B G K/G S M], float32, with mask and bias [B K S M]; zeros where a row's columns are all masked."""
+    groups = scores.shape[1]
     if bias is not None:
         scores = scores + _by_group(bias.astype(jnp.float32), groups)
     if mask is not None:
@@ -56,9 +86,7 @@ def _xla(q, k, v, mask, bias, scale):
         weights = jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     # Without a mask the largest weight is 1; only a row with no column at all sums to 0.
-    weights = weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
-    out = jnp.einsum("bgrsm,bmgd->bsgrd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return out.reshape(batch, rows, heads, width).astype(q.dtype)
+    return weights / (total if mask is None else jnp.where(total > 0, total, 1.0))
 
 
 def _by_rows(q, k, v, mask, scale, size):

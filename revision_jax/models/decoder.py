@@ -32,7 +32,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
-from revision_jax.models.attention import attention
+from revision_jax.models.attention import attention, cached_attention
+from revision_jax.models.cache import write, write_layer
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
 from revision_jax.models.remat import rematerialised
 from revision_jax.models.rope import angles_1d, rotate
@@ -93,9 +94,9 @@ class Attention(nn.Module):
         q = rotate(heads("q", c.heads, _take(x, rows)), _take(angles, rows))
         k, v = rotate(heads("k", c.kv_heads), angles), heads("v", c.kv_heads)
         if cache is not None:
-            cache = {"k": _write(cache["k"], k, start), "v": _write(cache["v"], v, start)}
-            k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
-        if segments is not None:
+            cache = write_layer(cache, k, v, start)
+            out = cached_attention(q, cache["k"].astype(q.dtype), cache["v"].astype(q.dtype), mask=mask, bias=bias, implementation=c.attention)
+        elif segments is not None:
             out = segment_attention(q, k, v, segments, causal=True, implementation=c.attention)
         else:
             out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
@@ -226,7 +227,7 @@ class Decoder(nn.Module):
         if length > slots or (isinstance(start, int) and start + length > slots):
             raise ValueError(f"decoder: {length} slots from {start} do not fit into a cache of {slots}")
         own = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))[:, None] + jnp.arange(length)
-        cached_valid = _write(cache["valid"], valid, start)
+        cached_valid = write(cache["valid"], valid, start)
         mask = (jnp.arange(slots) <= own[..., None])[:, None] & cached_valid[:, None, None, :]
         signal = cache["signal"] if signal is None else signal
         # Not cleared by `valid`: a signal may be given before the slots it speaks of are filled. What is not seen is masked, and decoding has no gradient.
@@ -321,42 +322,3 @@ def split_layers(params: dict) -> dict:
         return params
     count = len(jax.tree.leaves(params["layers"])[0])
     return {**params, "layers": {str(i): jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count)}}
-
-
-# -------------------------------------------------------------------------------------------------------------------------- cache
-
-
-def _write(slots: Array, new: Array, start: Int[Array, "*b"] | int) -> Array:
-    """`slots` [B M ...] with `new` [B S ...] written from `start`, in the slots' dtype. One start for all rows is one in-place update."""
-    new = new.astype(slots.dtype)
-    if jnp.ndim(start) == 0:
-        return jax.lax.dynamic_update_slice_in_dim(slots, new, start, axis=1)
-    columns = start[:, None] + jnp.arange(new.shape[1])
-    return slots.at[jnp.arange(slots.shape[0])[:, None], columns].set(new, mode="drop")
-
-
-def init_cache(config: DecoderConfig, batch: int, length: int, dtype: jnp.dtype | str | None = None) -> dict:
-    """An empty cache of `length` slots: {"layers": [{"k", "v": [B M G d]}, ...], "valid": Bool[B M], "signal": [B M C] | None}.
-
-    dtype of keys and values: that of the activations if not given. Donate it to the jitted step that returns its successor.
-    """
-    shape = (batch, length, config.kv_heads, config.head_dim)
-    layers = [{name: jnp.zeros(shape, dtype or config.dtype) for name in ("k", "v")} for _ in range(config.layers)]
-    return {"layers": layers, "valid": jnp.zeros((batch, length), bool), "signal": None}
-
-
-def broadcast_cache(cache: dict, batch: int) -> dict:
-    """A cache of one row, such as a film's shared prefix, as `batch` equal rows. Raises ValueError if it has more rows than one."""
-    if cache["valid"].shape[0] != 1:
-        raise ValueError(f"decoder: only a cache of one row can be broadcast, this has {cache['valid'].shape[0]}")
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), cache)
-
-
-def stack_caches(caches: list[dict]) -> dict:
-    """Caches of the same length and kind, their rows one after another. All or none must hold a signal."""
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows, axis=0), *caches)
-
-
-def take_rows(cache: dict, rows: Int[Array, "B"] | slice) -> dict:
-    """The cache with its rows picked, repeated or reordered, as beam search needs it."""
-    return jax.tree.map(lambda x: x[rows], cache)

@@ -7,7 +7,7 @@ import argparse
 
 import pytest
 
-from launch.bench import convert
+from launch.benches.convert import convert
 
 
 @pytest.mark.huge

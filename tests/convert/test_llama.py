@@ -22,7 +22,8 @@ from revision_jax.convert.plan import make_plan
 from revision_jax.convert.source import ArraySource, Source, open_source
 from revision_jax.convert.write import write_external
 from revision_jax.errors import UserError
-from revision_jax.models.decoder import Decoder, init_cache
+from revision_jax.models.cache import init_cache
+from revision_jax.models.decoder import Decoder
 from tests.golden.make_decoder import CONFIGS, LIVE
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.bench import anonymous
+from launch.benches.convert import anonymous
 from revision_jax.config import DecoderConfig, ExperimentConfig, LoraConfig
 from revision_jax.convert import formats
 from revision_jax.convert.rehearsal import random_checkpoint

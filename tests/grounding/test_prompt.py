@@ -125,6 +125,29 @@ def test_the_automaton_accepts_exactly_the_answers(which, count, tokenizer):
     assert grammar.branch == 0 and grammar.absent.sum() == 1 and grammar.present.sum() == 1
 
 
+@pytest.mark.parametrize("which", ["words", "digits", *REAL])
+def test_a_round_is_a_choice_and_what_it_forces(which, tokenizer):
+    """Every answer is made of choices and what the table forces behind them; so many calls, each of `width` tokens at most, read it."""
+    tok, given = {"words": (tokenizer, PromptConfig()), "digits": (digit_tokenizer(), RELEASED)}.get(which) or (Tokenizer(REAL[which]()), FRAMES)
+    count = 112
+    grammar = prompt.span_grammar(tok, given, count)
+    reads, rounds = set(), set()
+    for ids in (path for path in language(grammar, count) if tok.encode(given.absent)[0] != path[0]):
+        state, at, made = 0, 0, 0
+        while state != grammar.end:
+            column = np.nonzero(grammar.token == ids[at])[0][-1]  # column 0 is padding
+            state = grammar.next[state, column]
+            forced = grammar.forced[state, : grammar.forced_count[state]]
+            assert tuple(grammar.token[forced]) == ids[at + 1 : at + 1 + len(forced)]
+            at, state, made = at + 1 + len(forced), grammar.choice[state], made + 1
+            reads.add(1 + len(forced) - (state == grammar.end))
+        assert at == len(ids)
+        rounds.add(made)
+    assert max(reads) == grammar.width and max(rounds) == grammar.rounds
+    if which == "words":  # from | 3 to | 7 . <eos>
+        assert grammar.rounds == 3 and grammar.width == 2 and grammar.slots == 6
+
+
 def test_the_table_stays_small(tokenizer):
     words, digits = prompt.span_grammar(tokenizer, PromptConfig(), 250), prompt.span_grammar(digit_tokenizer(), RELEASED, 250)
     assert len(words.next) < 600 and len(digits.next) < 2000

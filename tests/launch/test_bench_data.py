@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from launch import bench_data
+from launch.benches import data as bench_data
 
 pytest.importorskip("torch")
 

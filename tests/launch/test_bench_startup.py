@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from launch.bench_commands import timed
-from launch.bench_startup import answer
+from launch.benches.commands import timed
+from launch.benches.startup import answer
 from revision_jax.errors import UserError
 from tests.grounding.conftest import config, state, tokenizer  # noqa: F401  fixtures
 from tests.grounding.test_grounder import folder, write_video  # noqa: F401
@@ -27,7 +27,7 @@ def test_the_parts_are_the_whole(folder, tmp_path):  # noqa: F811
 def test_a_command_is_timed_from_outside():
     said = "import sys; print('said'); print('x' * 100_000, file=sys.stderr); sum(range(10**6))"
     # In a small process of its own: what a large one starts begins with its size, as Linux counts peaks.
-    code = f"import json, sys; from launch.bench_commands import timed; print(json.dumps(timed([sys.executable, '-c', {said!r}])._asdict()))"
+    code = f"import json, sys; from launch.benches.commands import timed; print(json.dumps(timed([sys.executable, '-c', {said!r}])._asdict()))"
     run = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert run["printed"] == "said\n" and min(run["cpu_seconds"], run["seconds"]) > 0 and 1 < run["peak_mib"] < 1000
     with pytest.raises(UserError, match=r"failed \(no such thing\)"):

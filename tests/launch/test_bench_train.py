@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch import bench_train
+from launch.benches import train as bench_train
 from revision_jax.config import DecoderConfig
 from revision_jax.errors import UserError
 

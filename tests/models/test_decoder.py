@@ -18,17 +18,8 @@ from revision_jax.config import DecoderConfig, ExperimentConfig, LoraConfig, Sig
 from revision_jax.convert.llama import LLAMA
 from revision_jax.convert.load import load_state
 from revision_jax.convert.source import ArraySource
-from revision_jax.models.decoder import (
-    SIGNAL_GAIN,
-    Decoder,
-    broadcast_cache,
-    init_cache,
-    init_decoder,
-    init_lora,
-    merge_lora,
-    stack_caches,
-    take_rows,
-)
+from revision_jax.models.cache import broadcast_cache, init_cache, stack_caches, take_rows
+from revision_jax.models.decoder import SIGNAL_GAIN, Decoder, init_decoder, init_lora, merge_lora
 from tests.golden.make_decoder import CONFIGS, LIVE, reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-from launch.bench_commands import QUERIES, rendered, timed
+from launch.benches.commands import QUERIES, rendered, timed
 
 
 def startup(options: argparse.Namespace) -> dict[str, float | int]:
     """Seconds of the parts, of all of it by wall clock and processor, and of `launch.ground` as a whole command."""
     video, cache = rendered(options.workdir, 3600), options.workdir / "cache"
-    answering = [sys.executable, "-m", "launch.bench_startup", options.checkpoint, str(cache), str(video)]
+    answering = [sys.executable, "-m", "launch.benches.startup", options.checkpoint, str(cache), str(video)]
     command = [sys.executable, "-m", "launch.ground", str(video), "--checkpoint", options.checkpoint, "--cache", str(cache), "--query"]
     timed([*command, QUERIES[0]])
     runs, commands = [], []

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launch.bench_commands import timed
+from launch.benches.commands import timed
 from revision_jax.config import DecoderConfig, LoraConfig
 from revision_jax.errors import UserError
 

@@ -203,7 +203,7 @@ def memory(folder: Path) -> dict[str, float | int]:
         videos = write_corpus(folder, films, plain=False)
         config, tokenizer = setting()
         figures["corpus (GB)"] = sum(video.store.stat().st_size for video in videos) / 1e9
-        for name, workers, steps in (("1a", 0, 400), ("2", 0, 150), ("2", 2, 150)):
+        for name, workers, steps in (("1a", 0, 400), ("2", 0, 152), ("2", 2, 152)):
             with Watch() as watch:
                 before = watch.now()
                 for step, made in enumerate(_ours(curriculum(config, tokenizer, name, Corpus(videos)), STAGES[name], STAGES[name] * steps, workers), 1):

@@ -1,12 +1,14 @@
-"""What benches of whole commands share: rendered videos to run them on, questions to ask, and the clock."""
+"""What benches share: rendered videos to run commands on, questions to ask, and the clocks."""
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,3 +56,17 @@ def timed(command: list[str]) -> Run:
         raise UserError(f"{' '.join(command[1:4])}: failed ({errors.strip().splitlines()[-1] if errors.strip() else 'no message'})")
     scale = 1 if sys.platform == "darwin" else 1024
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 2**20, printed)
+
+
+def by_turns(makers: Mapping[str, Callable[[], Callable[[], object]]], repeats: int = 5) -> dict[str, float]:
+    """Median wall seconds of runs that take turns, A B A B, `repeats` times; the first time, which compiles, does not count. A maker makes a run ready, which
+    is not timed."""
+    taken: dict[str, list[float]] = {name: [] for name in makers}
+    for turn in range(repeats + 1):
+        for name, make in makers.items():
+            run = make()
+            began = time.perf_counter()
+            run()
+            if turn:
+                taken[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in taken.items()}

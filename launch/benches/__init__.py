@@ -1,0 +1,1 @@
+"""What `launch.bench` measures: a file each."""
