@@ -23,13 +23,13 @@ NAVIT = VisionConfig(width=1152, layers=27, heads=16, mlp=4304, patch=14, positi
 NO_LORA = LoraConfig(rank=0)
 REVISION_LORA = LoraConfig(rank=64, alpha=128.0, dropout=0.05)
 VICUNA_7B = DecoderConfig(
-    vocab=32000, width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp=11008, norm_eps=1e-5, rope_theta=10000.0, remat=True, dtype="bfloat16"
+    vocab=32000, width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp=11008, norm_eps=1e-5, rope_theta=10000.0, remat="full", dtype="bfloat16"
 )
 QWEN25_1B5 = DecoderConfig(
     vocab=151936, width=1536, layers=28, heads=12, kv_heads=2, head_dim=128, mlp=8960, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, tie_embeddings=True,
-    lora=NO_LORA, remat=True, dtype="bfloat16",
+    lora=NO_LORA, remat="full", dtype="bfloat16",
 )  # fmt: skip
 QWEN25_7B = DecoderConfig(
-    vocab=152064, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, mlp=18944, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, lora=NO_LORA, remat=True,
-    dtype="bfloat16",
+    vocab=152064, width=3584, layers=28, heads=28, kv_heads=4, head_dim=128, mlp=18944, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, lora=NO_LORA,
+    remat="full", dtype="bfloat16",
 )  # fmt: skip

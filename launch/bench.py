@@ -13,7 +13,8 @@ from pathlib import Path
 from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
-NAMES = ("convert", "curate", "data", "decode", "ground", "startup", "tokens", "video")  # a file of `launch/benches/` each, with a function of its name
+# Files of `launch/benches/`, each with a function of its name.
+NAMES = ("convert", "curate", "data", "decode", "ground", "startup", "tokens", "train", "video")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the compiler's level (JAX_OPTIMIZATION_LEVEL): O0 (default) gives the program of O1 in less time; 'default' is what runs where none is set",
     )  # fmt: skip
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where reports are kept (default: the user's cache folder); 'none' keeps none")
-    parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.stages.1a.batch=512 or decoder.remat=false")
+    parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.stages.1a.batch=512 or decoder.remat=dots")
     return parser.parse_intermixed_args(arguments)
 
 

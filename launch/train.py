@@ -28,7 +28,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", type=Path, help="where the trained checkpoint is exported (default WORKDIR/checkpoint)")
     parser.add_argument("--init", metavar="DIR", type=Path, help="begin with the weights and tokenizer of this exported checkpoint instead of random ones")
     parser.add_argument("--init-parts", metavar="A,B", help="take only what lies under these of --init's weights, such as params/vision (default: all)")
-    parser.add_argument("--stages", metavar="A,B", help="only these stages (default: all)")
+    parser.add_argument("--stage", "--stages", dest="stages", metavar="A,B", help="only this stage, or these; each starts where the one before it ended")
+    parser.add_argument("--tensorboard", action="store_true", help="metrics also for TensorBoard, in WORKDIR/tensorboard (needs tensorboardX)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="metrics also to this project of Weights & Biases (needs wandb)")
+    parser.add_argument("--profile", metavar="STEPS", help="trace these steps of each stage, such as 10 or 10-12, into WORKDIR/profile")
+    several = parser.add_argument_group("several processes", "found without flags under SLURM (srun) and on GKE's TPU slices; all see one work directory")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0; auto: ask jax, as on TPU VMs of a queued resource")
+    several.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    several.add_argument("--process", metavar="I", type=int, help="which this one is, from 0")
     parser.add_argument("overrides", nargs="*", metavar="field.name=value", help="such as train.seed=3 or train.stages.1a.steps=100")
     return parser.parse_intermixed_args(arguments)
 
@@ -79,16 +86,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workdir = options.workdir or Path("outputs") / config.name
     stages = _names(options.stages) or None
 
+    from revision_jax.sharding import distributed
+
+    distributed.join(options.coordinator, options.processes, options.process)
     from revision_jax.checkpoint import export
     from revision_jax.training.loop import run as train
+    from revision_jax.training.profiling import Profile, chosen_steps
     from revision_jax.training.task import make_task
+    from revision_jax.training.trackers import tensorboard, wandb
 
-    result = train(config, workdir, make_task(config, workdir, _report, options.init, _names(options.init_parts)), stages=stages)
+    profile = None if options.profile is None else Profile(chosen_steps(options.profile), workdir / "profile")
+    trackers = [tensorboard(workdir / "tensorboard")] if options.tensorboard else []
+    trackers += [wandb(options.wandb, workdir, config.to_dict())] if options.wandb else []
+    task = make_task(config, workdir, _report, options.init, _names(options.init_parts))
+    result = train(config, workdir, task, stages=stages, trackers=trackers, profile=profile)
     if result.stopped:
         return 130 if result.stopped == signal.SIGINT else 143
     dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float16"
-    out = export(result.state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint", dtype=dtype)
-    print(f"{workdir}: stage {result.stage} done at step {result.step}, checkpoint in {out}")
+    state = distributed.collected(result.state)
+    if state is not None:
+        out = export(state, config, workdir / "tokenizer.json", options.out or workdir / "checkpoint", dtype=dtype)
+        print(f"{workdir}: stage {result.stage} done at step {result.step}, checkpoint in {out}")
+    distributed.wait("exported")
     return 0
 
 

@@ -214,12 +214,16 @@ class DecoderConfig:
     signal: SignalConfig = SignalConfig()
     time: Literal["none", "sinusoidal", "token"] = "none"  # absolute time of a visual token: sinusoid of its index, or the embedding of its number's token
     scan: bool = True  # nn.scan over the layers in training; decoding is unrolled
-    remat: bool = False
+    # What the backward pass computes again of each layer, here and in an encoder that is trained with it (models/remat.py); older configs say false or true.
+    remat: Literal["none", "dots", "full", False, True] = "none"
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of activations
 
     def __post_init__(self):
         w = "decoder"
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
+        _one_of(f"{w}.remat", self.remat, ("none", "dots", "full"))
         _positive(w, vocab=self.vocab, width=self.width, layers=self.layers, heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, mlp=self.mlp)
         _check(self.heads % self.kv_heads == 0, f"{w}.kv_heads", f"{self.heads} heads do not divide into {self.kv_heads} KV heads")
         _check(self.head_dim % 2 == 0, f"{w}.head_dim", f"must be even for RoPE, is {self.head_dim}")
@@ -366,12 +370,15 @@ class StageConfig:
     copies: tuple[tuple[str, str], ...] = ()  # (from, to) subtrees copied when the stage begins: ("lora/dense", "lora/sparse")
     steps: int = 1000
     batch: int = 32
+    accumulate: int = 1  # a batch is gone through in so many parts, one after another; the step is that of the whole batch
     learning_rate: float = 1e-4
     rates: tuple[tuple[str, float], ...] = ()  # (path prefix, learning rate) of parts that have another one; the longest prefix counts
     warmup: float = 0.03  # share of the steps
     weight_decay: float = 0.0
     clip: float = 1.0
     optimizer: Literal["adamw", "muon"] = "adamw"
+    best: str = "loss"  # the metric, a mean over the steps since the checkpoint before, that `train.keep_best` goes by
+    best_is: Literal["lowest", "highest"] = "lowest"
     absent: float = 0.5  # share of examples whose answer is "not present" (contrastive windows and questions)
     negatives: tuple[tuple[str, float], ...] = (("random", 0.5), ("hard", 0.5))  # of `example_config.NEGATIVES`, with weights
     absent_weight: float = 1.0  # weight of absent examples in the loss
@@ -392,9 +399,13 @@ class StageConfig:
             inside = any(prefix == part or prefix.startswith(part + "/") for part in self.train)
             _check(inside, f"{w}.rates", f"{prefix!r} is not under what is trained ({', '.join(self.train)})")
             _check(rate > 0, f"{w}.rates", f"rate of {prefix} must be above 0, is {rate}")
-        _positive(w, batch=self.batch, learning_rate=self.learning_rate)
+        _positive(w, batch=self.batch, learning_rate=self.learning_rate, accumulate=self.accumulate)
+        _check(self.batch % self.accumulate == 0, f"{w}.accumulate", f"a batch of {self.batch} does not divide into {self.accumulate} parts")
+        whole = self.accumulate > 1 and self.task in ("pretrain", "language")
+        _check(not whole, f"{w}.accumulate", f"must be 1 for the task {self.task}, whose loss compares all of a batch, is {self.accumulate}")
         _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
         _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
+        _one_of(f"{w}.best_is", self.best_is, ("lowest", "highest"))
         for name in ("absent", "cut", "crop"):
             _check(0 <= getattr(self, name) <= 1, f"{w}.{name}", f"must lie in [0, 1], is {getattr(self, name)}")
         for name, weight in self.negatives:
@@ -461,13 +472,17 @@ class TrainConfig:
     stages: tuple[StageConfig, ...] = ()
     base_dtype: Literal["float32", "bfloat16"] = "float32"  # of `params` wherever a stage does not train them; what is trained is float32
     checkpoint_every: int = 250  # steps
-    keep: int = 2
+    keep: int = 2  # the last so many checkpoints of a stage
+    keep_best: int = 0  # and so many of the best, by the stage's `best`
+    not_finite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number ends the run, or the step changes nothing
     log_every: int = 25
 
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
         _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
         _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16"))
+        _one_of("train.not_finite", self.not_finite, ("stop", "skip"))
+        _check(self.keep_best >= 0, "train.keep_best", f"must not be negative, is {self.keep_best}")
 
 
 # ------------------------------------------------------------------------------------------------------------------------ everything

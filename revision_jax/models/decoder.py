@@ -35,6 +35,7 @@ from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
 from revision_jax.models.attention import attention, cached_attention
 from revision_jax.models.cache import write, write_layer
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
+from revision_jax.models.remat import rematerialised
 from revision_jax.models.rope import angles_1d, rotate
 from revision_jax.models.segments import segment_attention
 from revision_jax.sharding.activations import constrain
@@ -240,8 +241,7 @@ class Decoder(nn.Module):
         def body(block: Block, hidden: Array, _: None) -> tuple[Array, None]:
             return self._laid(block(hidden, angles, mask, reads, signal, deterministic=deterministic, segments=segments)[0]), None
 
-        if self.config.remat:
-            body = nn.remat(body, prevent_cse=False)
+        body = rematerialised(nn.remat, body, self.config.remat, prevent_cse=False)
         scan = nn.scan(
             body, variable_axes={"params": 0, "lora": 0}, split_rngs={"params": True, "lora": True, "dropout": True}, length=self.config.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -254,8 +254,8 @@ class Decoder(nn.Module):
         def run(layer: dict, hidden: Array, cache: dict | None, rows: Array | None, rngs: dict | None) -> tuple[Array, dict | None]:
             return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, rows, deterministic, segments, rngs=rngs)
 
-        if self.config.remat and caches is None:
-            run = jax.checkpoint(run)
+        if caches is None:
+            run = rematerialised(jax.checkpoint, run, self.config.remat)
         trees = {name: tree["layers"] for name, tree in self.variables.items() if "layers" in tree}
         written = []
         for i in range(self.config.layers):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from revision_jax.config import ConfigError, VisionConfig
 from revision_jax.models.attention import attention
 from revision_jax.models.layers import LayerNorm, LoraLinear, Mlp
+from revision_jax.models.remat import rematerialised
 from revision_jax.models.rope import angles_2d, rotate
 from revision_jax.models.segments import segment_attention
 
@@ -82,11 +83,11 @@ class VisionTransformer(nn.Module):
     Learned positions are a table over the rows and columns of the largest grid, in row-major order; a class token has its own.
 
     segments: where several pictures share a line of P patches, 1, 2, .. for each, 0 for padding; they do not see each other, and "frame" means nothing.
-    remat: blocks are computed again in the backward pass, and only what goes in and out of them is kept.
+    remat: what the backward pass computes again of each block (`remat.py`).
     """
 
     config: VisionConfig
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -117,7 +118,7 @@ class VisionTransformer(nn.Module):
         if config.pre_norm:
             x = LayerNorm(config.norm_eps, name="pre_norm")(x)
         embedded, blocks = x, []
-        block = nn.remat(Block) if self.remat else Block
+        block = rematerialised(nn.remat, Block, self.remat)
         mask = seen[:, None, None, :] if segments is None else None
         for layer in range(config.layers):
             x = block(config.heads, config.mlp, config.activation, config.norm_eps, name=f"blocks_{layer}")(x, mask, angles, segments)

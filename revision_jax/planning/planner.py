@@ -21,12 +21,12 @@ import jax
 from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.files import write_text
 from revision_jax.planning import hlo, work
-from revision_jax.planning.chips import GIB
 from revision_jax.planning.collectives import by_kind, collectives
 from revision_jax.planning.programs import Program, chip_bytes, with_mesh
 from revision_jax.planning.report import Report, gib
 from revision_jax.planning.roofline import estimate
 from revision_jax.planning.topologies import Topology
+from revision_jax.sharding.chips import GIB
 from revision_jax.sharding.mesh import AXES, make_mesh, mesh_shape
 from revision_jax.sharding.strategies import Strategy, rules_named
 from revision_jax.stored_programs import source_digest, versions
@@ -159,24 +159,30 @@ def _too_big(report: Report, brought: int, sizes: dict[str, int], problem: str) 
 
 
 def remedies(program: Program, report: Report) -> Iterator[tuple[str, ExperimentConfig]]:
-    """(dotted overrides, config) that need less memory, the least harm first: recompute what is cheap to recompute, then fewer rows at a time."""
-    config = program.config
+    """(dotted overrides, config) that need less memory, the least harm first: compute more of a layer again, then take the batch in parts, which changes no
+    result; where the loss compares all of a batch (pretrain, language), fewer rows."""
+    config, told = program.config, ""
     if program.kind != "train":
         return
-    if not config.decoder.remat:
-        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat=True))
-        yield "decoder.remat=true", config
+    policies = ("none", "dots", "full")
+    for policy in policies[policies.index(config.decoder.remat) + 1 :]:
+        told = f"decoder.remat={policy} "
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat=policy))
+        yield told.strip(), config
     # Temporaries grow with the rows, arguments hardly: the largest share of the batch that may fit, and half of that.
     room = (report.bytes["available"] - report.bytes["arguments"]) / max(1, report.bytes["total"] - report.bytes["arguments"])
     factor = 2
     while factor < program.rows and 1 / factor > room:
         factor *= 2
+    whole = program.stage.task in ("pretrain", "language")
     for share in (factor, 2 * factor):
-        batch = program.rows // share
-        if batch:
-            stages = tuple(dataclasses.replace(stage, batch=batch) if stage.name == program.stage.name else stage for stage in config.train.stages)
-            told = "" if program.config.decoder.remat else "decoder.remat=true "
-            yield f"{told}train.stages.{program.stage.name}.batch={batch}", dataclasses.replace(config, train=dataclasses.replace(config.train, stages=stages))
+        parts = program.stage.accumulate * share
+        if program.rows % parts == 0:
+            change = {"batch": program.rows // share} if whole else {"accumulate": parts}
+            stages = tuple(dataclasses.replace(stage, **change) if stage.name == program.stage.name else stage for stage in config.train.stages)
+            ((field, value),) = change.items()
+            changed = dataclasses.replace(config, train=dataclasses.replace(config.train, stages=stages))
+            yield f"{told}train.stages.{program.stage.name}.{field}={value}", changed
 
 
 def needed(message: str) -> int | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from revision_jax.files import write_bytes
-from revision_jax.planning.chips import GIB
 from revision_jax.planning.report import Report, by_program, milliseconds, shape
+from revision_jax.sharding.chips import GIB
 
 INK, MUTED, GRID, PAPER, LIMIT = "#1f2328", "#656d76", "#e6e9ed", "#ffffff", "#c92a2a"
 MEMORY = {"arguments": "#0c4494", "temporaries": "#7aaadc", "output": "#c4cad1"}

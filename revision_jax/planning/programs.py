@@ -69,7 +69,7 @@ def chip_bytes(arguments: Any) -> int:
 
 
 def with_mesh(program: Program, config: ExperimentConfig) -> Program:
-    """The same program of a config that differs in its mesh, its remat or a stage's batch."""
+    """The same program of a config that differs in its mesh, its remat, or a stage's batch and its parts."""
     stage = None if program.stage is None else next(stage for stage in config.train.stages if stage.name == program.stage.name)
     return dataclasses.replace(program, config=config, stage=stage, rows=stage.batch if stage else program.rows)
 
@@ -128,7 +128,7 @@ def _train_parts(program: Program) -> tuple[Any, Any, dict[str, jax.ShapeDtypeSt
 def _train_step(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
     config, stage = program.config, program.stage
     rules = rules_named(config.mesh.rules)
-    check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules)
+    check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules, stage.accumulate)
     trainable, frozen, batch = _train_parts(program)
     shardings = tree_shardings(trainable, mesh, rules), tree_shardings(frozen, mesh, rules)
     optimizer = make_optimizer(stage)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from revision_jax.planning.chips import GIB, Chip
+from revision_jax.sharding.chips import GIB, Chip
 
 SHORT = {
     "all-gather": "gather", "all-reduce": "reduce", "reduce-scatter": "scatter", "all-to-all": "all-to-all", "collective-permute": "permute",

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from revision_jax.planning.chips import Chip
 from revision_jax.planning.collectives import Collective
 from revision_jax.planning.topologies import Topology
+from revision_jax.sharding.chips import Chip
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from revision_jax.errors import UserError
-from revision_jax.planning.chips import CHIPS, Chip
+from revision_jax.sharding.chips import CHIPS, Chip, chip_of
 
 TPU_SHAPES = {"v4": "v4:2x2x2", "v5e": "v5e:8x8", "v5p": "v5p:4x4x8", "v6e": "v6e:8x8"}  # an example of each
 ENVIRONMENT = {
@@ -108,8 +108,7 @@ def _gpu(name: str, count: int) -> Topology:
         devices = []
     if len(devices) < count:
         raise UserError(f"--topology {name}: jax sees {len(devices)} GPUs here, and compiles for GPUs only where they are; plan for a TPU slice or cpu:{count}")
-    kind = next((chip for word, chip in CHIPS.items() if word in devices[0].device_kind.lower()), None)
-    return Topology(name, tuple(devices[:count]), kind)
+    return Topology(name, tuple(devices[:count]), chip_of(devices[0].device_kind))
 
 
 def _line(error: Exception) -> str:

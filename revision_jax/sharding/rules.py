@@ -132,11 +132,13 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
     return NamedSharding(mesh, rules.spec("batch"))
 
 
-def check_batch(where: str, batch: int, mesh: Mesh, rules: Rules) -> None:
-    """Raises ConfigError naming the field `where` if a batch does not divide by the mesh axes it is split over."""
+def check_batch(where: str, batch: int, mesh: Mesh, rules: Rules, parts: int = 1) -> None:
+    """Raises ConfigError naming the field `where` if a batch, or each of the parts that it is taken in, does not divide by the mesh axes it is split over."""
     devices = mesh_size(mesh, rules.batch)
-    if batch % devices:
-        raise ConfigError(f"{where}: a batch of {batch} does not divide by the {devices} devices of the mesh axes {rules.batch}; use a multiple of {devices}")
+    if batch % (devices * parts):
+        told = f" in {parts} parts" if parts > 1 else ""
+        multiple = f"use a multiple of {devices * parts}"
+        raise ConfigError(f"{where}: a batch of {batch}{told} does not divide by the {devices} devices of the mesh axes {rules.batch}; {multiple}")
 
 
 def replicated_bytes(tree: Mapping[str, Any], shardings: Mapping[str, Any]) -> float:

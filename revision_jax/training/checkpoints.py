@@ -13,6 +13,8 @@ stage can be trained again by deleting its folder and those after it.
 from __future__ import annotations
 
 import contextlib
+import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 from revision_jax import paths
 from revision_jax.config import ExperimentConfig
 from revision_jax.errors import UserError
+from revision_jax.training.identity import identity
 
 # What may change between two runs of one training: how it is run and reported, and what only answering uses.
 FREE = (
@@ -33,6 +36,8 @@ FREE = (
     "mesh",
     "train.checkpoint_every",
     "train.keep",
+    "train.keep_best",
+    "train.not_finite",
     "train.log_every",
     "data.workers",
     "data.prefetch",
@@ -47,6 +52,7 @@ FREE = (
     "grounding.threshold",
     "grounding.prefix_cache_mb",
 )
+FREE_OF_STAGE = ("best", "best_is")
 FREE_OF_LEVEL = ("batch", "beam", "spans", "min_duration_s")
 
 
@@ -79,7 +85,7 @@ def _matters(name: str, stages: set[str]) -> bool:
         return False
     parts = name.split(".")
     if parts[:2] == ["train", "stages"] and len(parts) > 2:
-        return parts[2] in stages
+        return parts[2] in stages and parts[3] not in FREE_OF_STAGE
     return not (parts[:2] == ["grounding", "levels"] and len(parts) == 4 and parts[3] in FREE_OF_LEVEL)
 
 
@@ -107,6 +113,7 @@ class Checkpoints:
         self.root = Path(workdir).absolute() / "checkpoints"
         self.names = [stage.name for stage in config.train.stages]
         self._managers: dict[str, ocp.CheckpointManager] = {}
+        self._bases: dict[str, str] = {}  # identity of the frozen part, by stage
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -126,8 +133,12 @@ class Checkpoints:
 
     def _manager(self, stage: str) -> ocp.CheckpointManager:
         if stage not in self._managers:
-            keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(self.config.train.keep), checkpoint_managers.CustomSteps([0])])
-            options = ocp.CheckpointManagerOptions(preservation_policy=keep, create=True, cleanup_tmp_directories=True)
+            train, lowest = self.config.train, self._worst(stage) > 0
+            told_by = operator.itemgetter("best")
+            best = checkpoint_managers.BestN(get_metric_fn=told_by, reverse=lowest, n=train.keep_best, keep_checkpoints_without_metrics=False)
+            keep = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(train.keep), checkpoint_managers.CustomSteps([0]), best])
+            measured = {"best_fn": told_by} if train.keep_best else {}
+            options = ocp.CheckpointManagerOptions(preservation_policy=keep, create=True, cleanup_tmp_directories=True, **measured)
             handlers = {**{item: ocp.StandardCheckpointHandler() for item in ("trainable", "opt_state", "frozen")}, "run": ocp.JsonCheckpointHandler()}
             self._managers[stage] = ocp.CheckpointManager(epath.Path(self.directory(stage)), options=options, item_handlers=handlers)
         return self._managers[stage]
@@ -162,11 +173,25 @@ class Checkpoints:
         return None
 
     def _check(self, stage: str, step: int) -> None:
-        run = self._manager(stage).restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        run = self._run(stage, step)
         begun = set(self.names[: self.names.index(stage) + 1])
         wrong = differences(run["config"], self.config.to_dict(), begun)
         if wrong:
             raise UserError(f"{self.root.parent}: was begun with another config ({'; '.join(wrong)}); use another workdir or set these back")
+
+    def _run(self, stage: str, step: int) -> dict[str, Any]:
+        return self._manager(stage).restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def best(self, stage: str) -> int | None:
+        """The step of the best checkpoint of a stage that is still there; None where none was measured."""
+        manager, worst = self._manager(stage), self._worst(stage)
+        manager.wait_until_finished()
+        measured = {step: found["best"] for step in manager.all_steps() if (found := manager.metrics(step)) and found["best"] != worst}
+        return (min if worst > 0 else max)(measured, key=measured.get) if measured else None
+
+    def _worst(self, stage: str) -> float:
+        """What a checkpoint without a measure counts as."""
+        return math.inf if self.config.train.stages[self.names.index(stage)].best_is == "lowest" else -math.inf
 
     def is_done(self, stage: str) -> bool:
         return (self.directory(stage) / "done").is_file()
@@ -180,29 +205,38 @@ class Checkpoints:
 
     # ---- writing and reading
 
-    def save(self, stage: str, step: int, trainable: dict, opt_state: Any, frozen: dict | None = None) -> None:
+    def save(self, stage: str, step: int, trainable: dict, opt_state: Any, frozen: dict | None = None, best: float | None = None) -> None:
         """Writes a checkpoint in the background; arrays are copied before this returns, so the caller may donate them.
 
-        `frozen` is given at step 0, the stage's start, and only there.
+        `frozen` is given at step 0, the stage's start, and only there. best: what the stage's best checkpoints are told by.
         """
-        run = {"stage": stage, "step": step, "seed": self.config.train.seed, "config": self.config.to_dict()}
+        if frozen is not None:
+            self._bases[stage] = identity(frozen)
+        run = {"stage": stage, "step": step, "seed": self.config.train.seed, "base": self._bases.get(stage), "config": self.config.to_dict()}
         items: dict[str, Any] = {"run": ocp.args.JsonSave(run)}
         for name, tree in (("trainable", trainable), ("opt_state", opt_state), ("frozen", frozen)):
             leaves = _named_leaves(tree) if name == "opt_state" else paths.flatten(tree or {})
             if leaves:
                 items[name] = ocp.args.StandardSave(leaves)
         with self._writing(stage):
-            self._manager(stage).save(step, args=ocp.args.Composite(**items), force=True)
+            metrics = {"best": self._worst(stage) if best is None else best} if self.config.train.keep_best else None
+            self._manager(stage).save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def restore(self, stage: str, step: int, trainable: dict, frozen: dict, opt_state: Any) -> Restored:
         """Reads a checkpoint into the shapes and shardings of the given trees (arrays or ShapeDtypeStructs with shardings); types are as stored.
 
-        `opt_state` may be None: then it is not read. The mesh may be another one than at saving. Raises UserError if tensors do not match, all of them listed.
+        `opt_state` may be None: then it is not read. The mesh may be another one than at saving. Raises UserError if tensors do not match, all of them listed,
+        and if the frozen ones are not those that the checkpoint was trained on.
         """
+        base = paths.unflatten(self._read(stage, 0, "frozen", paths.flatten(frozen)))
+        self._bases[stage], wanted = identity(base), self._run(stage, step).get("base")
+        if wanted not in (None, self._bases[stage]):
+            where = self.directory(stage) / str(step)
+            raise UserError(f"{where}: was trained on frozen weights {wanted}, but {where.parent / '0'} holds {self._bases[stage]}; put its own back")
         return Restored(
             stage, step,
             paths.unflatten(self._read(stage, step, "trainable", paths.flatten(trainable))),
-            paths.unflatten(self._read(stage, 0, "frozen", paths.flatten(frozen))),
+            base,
             jax.tree.unflatten(jax.tree.structure(opt_state), list(self._ordered(stage, step, opt_state))) if opt_state is not None else None,
         )
 

@@ -13,20 +13,22 @@ from jaxtyping import Array, Bool, Float, Int
 from revision_jax.config import ExperimentConfig, StageConfig
 from revision_jax.models import packed
 from revision_jax.models.decoder import Decoder
+from revision_jax.training.means import Mean, Metrics
 
 CHUNK = 256  # labels of each row that meet the vocabulary at once
 
 
-def conversation_loss(config: ExperimentConfig, stage: StageConfig, state: dict, batch: dict) -> tuple[Array, dict[str, Array]]:
+def conversation_loss(config: ExperimentConfig, stage: StageConfig, state: dict, batch: dict) -> tuple[Array, Metrics]:
     """(mean cross-entropy over all labels of the batch, metrics), float32. batch: rows of `data/packed_row.py`, stacked."""
     states = packed.hidden(config, state, stage.level, batch)
     asked = jnp.take_along_axis(states, batch["label_slots"][..., None], 1)
     mask = batch["label_mask"]
     total, right = label_losses(config, state, asked, batch["label_ids"], mask)
-    count = jnp.maximum(mask.sum(), 1)
+    count = mask.sum(dtype=jnp.float32)
     tokens = batch["segments"] > 0
-    metrics = {"accuracy": right / count, "filled": tokens.mean(dtype=jnp.float32), "conversations": batch["segments"].max(1).sum()}
-    return total / count, metrics
+    filled = {"tokens": tokens.sum(dtype=jnp.float32), "slots": jnp.float32(tokens.size), "filled": Mean.of(tokens, jnp.ones(tokens.shape))}
+    loss = Mean(total, count)
+    return loss.value, {"loss": loss, "accuracy": Mean(right, count), "conversations": batch["segments"].max(1).sum(dtype=jnp.float32), **filled}
 
 
 def label_losses(

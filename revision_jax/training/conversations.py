@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data import lengths as measuring
@@ -14,6 +13,7 @@ from revision_jax.data.conversation_source import ConversationSource
 from revision_jax.data.datasets.build import Built, find
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
+from revision_jax.sharding.distributed import wait
 from revision_jax.training.corpus import Report
 
 DATASET = "conversations"  # what its builder is called
@@ -54,11 +54,11 @@ def conversation_source(config: ExperimentConfig, stage: StageConfig, tokenizer:
     share = jax.process_index(), jax.process_count()
     for built in datasets:
         measuring.make(built, reader, before_encoder, workers=config.data.workers, share=share, report=report)
-    _wait("measured")
+    wait("conversations measured")
     if share[0] == 0:
         for built in datasets:
             measuring.finish(built, reader)
-    _wait("joined")
+    wait("conversations joined")
     measured, unusable = [], []
     for (name, _), built in zip(stage.conversation.mixture, datasets, strict=True):
         lengths, problems = measuring.load(built, reader)
@@ -73,9 +73,3 @@ def conversation_source(config: ExperimentConfig, stage: StageConfig, tokenizer:
         for line in source.report():
             report(f"stage {stage.name}: {line}", 1, 1)
     return source
-
-
-def _wait(what: str) -> None:
-    """Until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"conversations {what}")

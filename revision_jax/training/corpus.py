@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data.corpus import Corpus, TrainVideo
@@ -29,6 +28,7 @@ from revision_jax.data.video import content_hash
 from revision_jax.errors import UserError
 from revision_jax.extraction.text import text_identity
 from revision_jax.extraction.video import encoder_identity, extract
+from revision_jax.sharding.distributed import wait
 
 Report = Callable[[str, int, int], None]  # (what is being done, films done, films in all)
 
@@ -132,8 +132,7 @@ def prepare(config: ExperimentConfig, params: dict, workdir: str | Path, report:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("corpus")
+    wait("corpus")
     videos = [
         TrainVideo(
             video_id=place(index).name,

@@ -25,7 +25,7 @@ def model_flops(config: ExperimentConfig, make_loss: Callable[[ExperimentConfig]
 
     make_loss: the stage's loss for a config; the config that it gets keeps no layer's activations for a second time.
     """
-    loss = make_loss(dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat=False)))
+    loss = make_loss(dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat="none")))
 
     def gradients(trainable: State, frozen: State, batch: dict[str, Any], key: jax.Array) -> Any:
         return jax.value_and_grad(lambda trained: loss(merge(trained, frozen), batch, key)[0])(trainable)

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
 from revision_jax.data.pipeline import Batch, Examples, batches
 from revision_jax.errors import UserError
+from revision_jax.sharding.chips import chip_of
 from revision_jax.sharding.mesh import local_rows, make_mesh
 from revision_jax.sharding.parameters import axes_of
 from revision_jax.sharding.rules import Rules, batch_sharding, check_batch, tree_shardings
@@ -31,9 +32,11 @@ from revision_jax.sharding.strategies import rules_named
 from revision_jax.training.checkpoints import Checkpoints
 from revision_jax.training.metrics import MetricsLog, cut_rows
 from revision_jax.training.optimizer import Axes, make_optimizer
+from revision_jax.training.profiling import Profile
 from revision_jax.training.progress import Progress
 from revision_jax.training.state import State, begin_stage, merge, split
 from revision_jax.training.step import Loss, make_train_step, optimizer_shardings
+from revision_jax.training.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -45,6 +48,7 @@ class Task(NamedTuple):
     make_loss: stage -> loss(state, batch, key) -> (loss, metrics).
     make_examples: stage -> Examples; called after `before_stage`.
     load_state: shardings -> state, in place of init_state, where released weights are the start.
+    flops: (stage, trainable, frozen, batch; all abstract) -> FLOPs of a step (`flops.model_flops`), asked for where the chip's peak is known.
     check: called with every stage to come before anything is written; raises for what it lacks.
     before_stage: called with (stage, state) whenever a stage is entered, also after a restart in its middle; what it leaves on disk must make
         a second call cheap. The state's arrays are valid during the call only.
@@ -60,6 +64,7 @@ class Task(NamedTuple):
     on_stage_end: Sequence[Callable[[StageConfig, State], None]] = ()
     axes: Axes = axes_of
     check: Callable[[StageConfig], None] | None = None
+    flops: Callable[[StageConfig, State, State, Any], int] | None = None
 
 
 class Result(NamedTuple):
@@ -79,11 +84,13 @@ def run(
     stages: Sequence[str] | None = None,
     devices: Sequence[jax.Device] | None = None,
     threads: int = 2,
+    trackers: Sequence[Tracker] = (),
+    profile: Profile | None = None,
 ) -> Result:
     """Trains the config's stages (or those named, in the config's order), going on from what `workdir` holds.
 
-    Writes `<workdir>/checkpoints/` and, on process 0, `<workdir>/metrics.jsonl` (a row every `train.log_every` steps). Raises ConfigError
-    for what cannot run on the mesh, UserError for a workdir of another config, NotFinite for a loss or gradient that is no number.
+    Writes `<workdir>/checkpoints/` and, on process 0, `<workdir>/metrics.jsonl` (a row every `train.log_every` steps), which `trackers` get too. Raises
+    ConfigError for what cannot run on the mesh, UserError for a workdir of another config, NotFinite for a loss or gradient that is no number.
     """
     order = [stage.name for stage in config.train.stages]
     chosen = [stage for stage in config.train.stages if stages is None or stage.name in stages]
@@ -93,7 +100,7 @@ def run(
     mesh, rules = make_mesh(config.mesh, devices), rules_named(config.mesh.rules)
     abstract = jax.eval_shape(task.init_state)
     for stage in chosen:  # all of them now, not after hours of the first
-        check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules)
+        check_batch(f"stages.{stage.name}.batch", stage.batch, mesh, rules, stage.accumulate)
         if task.check is not None:
             task.check(stage)
         jax.eval_shape(lambda state, stage=stage: begin_stage(state, stage, config.train.base_dtype), abstract)
@@ -109,7 +116,7 @@ def run(
             if found is not None and order.index(stage.name) < order.index(found[0]):
                 progress.advance(stage.steps)  # an earlier run has gone past it
                 continue
-            here = _StageRun(config, stage, task, mesh, rules, shardings, checkpoints)
+            here = _StageRun(config, stage, task, mesh, rules, shardings, checkpoints, trackers, profile)
             if found is not None and found[0] == stage.name:
                 here.restore(found[1], abstract)
                 progress.advance(found[1])
@@ -151,8 +158,13 @@ def _first_state(config: ExperimentConfig, task: Task, checkpoints: Checkpoints,
 class _StageRun:
     """One stage on its way: its arrays, its compiled step, and where it is."""
 
-    def __init__(self, config: ExperimentConfig, stage: StageConfig, task: Task, mesh: Mesh, rules: Rules, shardings: State, checkpoints: Checkpoints):
+    def __init__(
+        self, config: ExperimentConfig, stage: StageConfig, task: Task, mesh: Mesh, rules: Rules, shardings: State, checkpoints: Checkpoints,
+        trackers: Sequence[Tracker] = (), profile: Profile | None = None,
+    ):
         self.config, self.stage, self.task, self.mesh, self.rules, self.checkpoints = config, stage, task, mesh, rules, checkpoints
+        self.trackers, self.profile = trackers, profile
+        self._counted: dict[str, int] = {}  # FLOPs by the shapes of a batch
         self.trainable_shardings, self.frozen_shardings = split(shardings, stage.train)
         self.batch_sharding = batch_sharding(mesh, rules)
         self.optimizer = make_optimizer(stage, task.axes)
@@ -185,15 +197,40 @@ class _StageRun:
             return 0
         if self.task.before_stage is not None:
             self.task.before_stage(stage, merge(self.trainable, self.frozen))
+        trained = sum(leaf.size for leaf in jax.tree.leaves(self.trainable))
+        parts = f" in {stage.accumulate} parts" if stage.accumulate > 1 else ""
+        told = f"{stage.steps} steps of {stage.batch} rows{parts}, {trained:,} numbers trained ({', '.join(stage.train)})"
+        progress.say(f"stage {stage.name} begins at step {self.step}: {told}")
         if self.step < stage.steps:
-            stopped = self._steps(MetricsLog(metrics_file, stage.name, stage.steps, train.log_every), stop, progress, threads)
+            chip = chip_of(self.mesh.devices.flat[0].device_kind)
+            log = MetricsLog(
+                metrics_file, stage.name, stage.steps, train.log_every, batch=stage.batch, skip=train.not_finite == "skip",
+                peak=None if chip is None else chip.flops * self.mesh.size, trackers=self.trackers, before=self._before(),
+            )  # fmt: skip
+            stopped = self._steps(log, stop, progress, threads)
             if stopped:
                 progress.say(f"stage {stage.name} stopped at step {self.step} of {stage.steps}, saved; run the same command to go on")
                 return stopped
         for callback in self.task.on_stage_end:
             callback(stage, merge(self.trainable, self.frozen))
         self.checkpoints.mark_done(stage.name)
+        progress.say(f"stage {stage.name} ended at step {self.step}")
         return 0
+
+    def _before(self) -> int:
+        """Steps of the stages before this one."""
+        names = [stage.name for stage in self.config.train.stages]
+        return sum(stage.steps for stage in self.config.train.stages[: names.index(self.stage.name)])
+
+    def _flops(self, batch: dict[str, jax.Array], peak: float | None) -> int:
+        """FLOPs of a step over this batch; 0 where they would be compared with nothing."""
+        if peak is None or self.task.flops is None:
+            return 0
+        bare = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        key = str({name: x.shape for name, x in batch.items()})
+        if key not in self._counted:
+            self._counted[key] = self.task.flops(self.stage, bare(self.trainable), bare(self.frozen), bare(batch))
+        return self._counted[key]
 
     def _steps(self, log: MetricsLog, stop: _StopSignal, progress: Progress, threads: int) -> int:
         stage, train, data = self.stage, self.config.train, self.config.data
@@ -203,7 +240,8 @@ class _StageRun:
             self.task.make_examples(stage), batch=stage.batch, steps=stage.steps, start=self.step, rows=local_rows(self.batch_sharding, stage.batch),
             workers=data.workers, threads=threads, prefetch=data.prefetch,
         )
-        pending: tuple[int, dict[str, jax.Array]] | None = None
+        pending: tuple[int, dict[str, jax.Array], int] | None = None
+        profile = self.profile
 
         def fetch() -> None:
             row = log.add(*pending)
@@ -215,20 +253,27 @@ class _StageRun:
                 waiting = time.perf_counter()
                 batch = self._put(next(stream))
                 log.wait(time.perf_counter() - waiting)
+                if profile is not None:
+                    profile.before(stage.name, self.step + 1, self.trainable)
                 self.trainable, self.opt_state, metrics = train_step(self.trainable, self.frozen, self.opt_state, batch, np.int32(self.step))
                 self.step += 1
+                if profile is not None:
+                    profile.after(self.step, self.trainable)
                 if pending is not None:
                     fetch()
-                pending = (self.step, metrics)
+                pending = (self.step, metrics, self._flops(batch, log.peak))
                 progress.advance()
                 stopped = stop.requested()
                 if stopped or self.step == stage.steps or self.step % train.checkpoint_every == 0:
                     fetch()  # before anything is saved: a checkpoint never holds weights that are not finite
                     pending = None
-                    self.checkpoints.save(stage.name, self.step, self.trainable, self.opt_state)
+                    best = log.since_saved(stage.best) if train.keep_best else None
+                    self.checkpoints.save(stage.name, self.step, self.trainable, self.opt_state, best=best)
                 if stopped and self.step < stage.steps:
                     return stopped
         finally:
+            if profile is not None:
+                profile.stop()
             close = getattr(stream, "close", None)
             if close is not None:
                 close()

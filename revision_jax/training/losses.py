@@ -1,6 +1,8 @@
 """What each kind of stage minimises: pure functions (config, state, batch, key) -> (loss, metrics), float32 scalars.
 
-Batches are the arrays of `data/curriculum.py`. Encoders are frozen wherever their features are read from the store.
+Batches are the arrays of `data/curriculum.py`. Encoders are frozen wherever their features are read from the store. Metrics are those of `means.py`; every
+stage tells "tokens", those that its decoder (in pretrain its towers) sees, and "slots", pads included. Where the batch may be gone through in parts
+(`stage.accumulate`), "loss" is the mean that the loss is.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from revision_jax.config import ExperimentConfig, StageConfig
 from revision_jax.models import revision
 from revision_jax.models import signal as search_signal
+from revision_jax.training.means import Mean, Metrics
 
-Metrics = dict[str, Array]
 PHRASE = 0.5  # weight of each phrase's contrastive loss beside the whole caption's
 MOTION = 4.0  # weight of the squared error of the way that captions say; it is learnt in a few hundred steps and then costs nothing
 
@@ -71,6 +73,7 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         "other_loss": other_loss,
         "tag_loss": tag_loss,
         "scale": jnp.exp(params["similarity"]["scale"]),
+        **_filled(mask, jnp.ones(features["tokens"].shape[:2], bool)),
     }
     loss = own_loss + other_loss + tag_loss
     for number in range(config.text.phrases):
@@ -121,7 +124,7 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     caption_logits = revision.answer_logits(
         config, state, levels["patch"].name, visual, constants["before_ids"], after, jnp.ones_like(after, bool), batch["full_ids"]
     )
-    caption_loss, caption_accuracy = answer_loss(caption_logits, batch["full_ids"], batch["full_mask"], jnp.ones(tokens.shape[0]))
+    caption = answer_loss(caption_logits, batch["full_ids"], batch["full_mask"], jnp.ones(tokens.shape[0]))
 
     unit = search_signal.unit(vectors[:, 0])
     slots, query = batch["point_slots"], unit[batch["point_query"]]
@@ -136,9 +139,10 @@ def language_loss(config: ExperimentConfig, state: dict, batch: dict, constants:
     point_logits = revision.answer_logits(
         config, state, levels["dense"].name, visual, constants["before_ids"], batch["point_after_ids"], batch["point_after_mask"], batch["point_answer_ids"]
     )
-    point_loss, point_accuracy = answer_loss(point_logits, batch["point_answer_ids"], batch["point_answer_mask"], jnp.ones(slots.shape[0]))
-    metrics = {"caption_loss": caption_loss, "caption_accuracy": caption_accuracy, "point_loss": point_loss, "point_accuracy": point_accuracy}
-    return caption_loss + point_loss, metrics
+    point = answer_loss(point_logits, batch["point_answer_ids"], batch["point_answer_mask"], jnp.ones(slots.shape[0]))
+    metrics = {"caption_loss": caption[0], "caption_accuracy": caption[1], "point_loss": point[0], "point_accuracy": point[1]}
+    shown = jnp.ones(features["tokens"].shape[:2], bool), batch["full_mask"], slots >= 0, batch["point_after_mask"], batch["point_answer_mask"]
+    return caption[0].value + point[0].value, {**metrics, **_filled(*shown)}
 
 
 def _encoders_frozen(state: dict) -> dict:
@@ -167,7 +171,10 @@ def grounding_loss(config: ExperimentConfig, stage: StageConfig, state: dict, ba
     loss, accuracy = answer_loss(logits, batch["answer_ids"], batch["answer_mask"], batch["weight"])
     # The first token decides between a span and "not present": told apart because it is learnt last.
     first = jnp.argmax(logits[:, 0], -1) == batch["answer_ids"][:, 0]
-    return loss, {"accuracy": accuracy, "decision": jnp.mean(first.astype(jnp.float32))}
+    before = jnp.ones((len(first), len(constants["before_ids"])), bool)
+    masks = before, visual.valid, visual.cues_valid, batch["after_mask"], batch["answer_mask"]
+    filled = _filled(*(mask for mask in masks if mask is not None))
+    return loss.value, {"loss": loss, "accuracy": accuracy, "decision": Mean.of(first, jnp.ones(first.shape)), **filled}
 
 
 def query_features(config: ExperimentConfig, params: dict, batch: dict) -> dict:
@@ -213,10 +220,12 @@ def level_visual(
     return revision.window_visual(config, state, name, tokens.reshape(*valid.shape, -1), valid, number_ids, match)
 
 
-def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Array, Array]:
-    """(weighted mean of each answer's mean token cross-entropy, token accuracy)."""
+def answer_loss(logits: Float[Array, "B L V"], ids: Int[Array, "B L"], mask: Bool[Array, "B L"], weight: Float[Array, "B"]) -> tuple[Mean, Mean]:
+    """(cross-entropy of the answers' tokens, each weighted as its answer is; share of tokens that are the likeliest)."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
-    weights = mask * weight[:, None]
-    loss = jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1e-6)
-    accuracy = jnp.sum((jnp.argmax(logits, -1) == ids) * mask) / jnp.maximum(jnp.sum(mask), 1)
-    return loss, accuracy
+    return Mean.of(losses, mask * weight[:, None]), Mean.of(jnp.argmax(logits, -1) == ids, mask)
+
+
+def _filled(*masks: Bool[Array, "..."]) -> dict[str, Array]:
+    """How many tokens there are, and how many slots for them."""
+    return {"tokens": sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks), "slots": jnp.float32(sum(mask.size for mask in masks))}

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-HIDDEN = ("stage", "step", "steps", "learning_rate", "grad_norm", "wait_s", "steps_per_s")
+from revision_jax.training.metrics import TIMES
+
+HIDDEN = {"stage", "step", "steps", "learning_rate", "grad_norm", *TIMES} - {"mfu"}
 
 
 def duration(seconds: float) -> str:

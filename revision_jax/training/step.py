@@ -3,6 +3,11 @@
 `train_step(trainable, frozen, opt_state, batch, step) -> (trainable, opt_state, metrics)`. Trained leaves and optimizer state are donated;
 the output's shardings are pinned to the input's, or the second call would compile again. The step's randomness is
 `fold_in(stage key, step)`, so it does not depend on what ran before.
+
+`stage.accumulate` parts of a batch are gone through in a loop of the same program, which adds up their gradients. A part weighs as much as the "loss" among its
+metrics counts (labels, weights), so that loss and gradients are those of the whole batch; only the random numbers (dropout) are others.
+
+With `train.not_finite="skip"` a step whose loss or gradient is no number leaves weights and optimizer state as they were.
 """
 
 from __future__ import annotations
@@ -21,10 +26,12 @@ from revision_jax import paths
 from revision_jax.config import ExperimentConfig, StageConfig
 from revision_jax.sharding.activations import on_mesh
 from revision_jax.sharding.rules import Rules, batch_sharding
+from revision_jax.training.means import Mean, Metrics, numbers
 from revision_jax.training.optimizer import warmup_cosine
 from revision_jax.training.state import State, merge
 
-Loss = Callable[[State, dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]  # (state, batch, key) -> (loss, metrics)
+Batch = dict[str, jax.Array]
+Loss = Callable[[State, Batch, jax.Array], tuple[jax.Array, Metrics]]  # (state, batch, key) -> (loss, metrics)
 
 
 def stage_key(seed: int, stage: str) -> jax.Array:
@@ -50,6 +57,34 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, trainable: Any,
     return jax.tree_util.tree_map_with_path(shard, abstract)
 
 
+def gradients_of(loss: Loss, trainable: State, frozen: State, batch: Batch, key: jax.Array, parts: int = 1, sharding: Any = None) -> tuple[State, Metrics]:
+    """(gradients of the loss over a whole batch, its metrics with "loss" among them), the batch taken in `parts`.
+
+    sharding: of the rows of a part, whose leading axis is split as a batch's. Rows part, part + parts, .. are a part: every device goes through its own.
+    """
+
+    def one(batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        (value, metrics), gradients = jax.value_and_grad(lambda trained: loss(merge(trained, frozen), batch, key), has_aux=True)(trainable)
+        return gradients, {"loss": Mean(value, jnp.float32(1)), **metrics}
+
+    if parts == 1:
+        return one(batch, key)
+
+    def add(sums: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        number, rows = part
+        rows = rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)
+        gradients, metrics = one(rows, jax.random.fold_in(key, number))
+        weight = metrics["loss"].count
+        return jax.tree.map(jnp.add, sums, (jax.tree.map(lambda x: x * weight, gradients), metrics)), None
+
+    split = {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (gradients, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
+    count = metrics["loss"].count
+    return jax.tree.map(lambda x: x / jnp.where(count > 0, count, 1.0), gradients), metrics
+
+
 def make_train_step(
     config: ExperimentConfig,
     stage: StageConfig,
@@ -65,25 +100,25 @@ def make_train_step(
 
     batch: arrays [B, ...]; step: int32 scalar, counted from 0 within the stage.
     """
-    whole = NamedSharding(mesh, P())
+    whole, rows = NamedSharding(mesh, P()), batch_sharding(mesh, rules)
     rate = warmup_cosine(stage.learning_rate, stage.steps, stage.warmup)
     seed = config.train.seed
 
-    def train_step(trainable: State, frozen: State, opt_state: Any, batch: dict[str, jax.Array], step: jax.Array):
+    def train_step(trainable: State, frozen: State, opt_state: Any, batch: Batch, step: jax.Array):
         key = jax.random.fold_in(stage_key(seed, stage.name), step)
-
-        def loss_of(trainable: State):
-            return loss(merge(trainable, frozen), batch, key)
-
         with on_mesh(mesh):
-            (value, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
-        metrics = {**metrics, "loss": value, "grad_norm": optax.global_norm(gradients), "learning_rate": rate(step)}
-        return optax.apply_updates(trainable, updates), opt_state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), metrics)
+            gradients, metrics = gradients_of(loss, trainable, frozen, batch, key, stage.accumulate, rows)
+        updates, moved_opt_state = optimizer.update(gradients, opt_state, trainable)
+        moved = optax.apply_updates(trainable, updates)
+        metrics = {**numbers(metrics), "grad_norm": optax.global_norm(gradients), "learning_rate": rate(step)}
+        if config.train.not_finite == "skip":
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            moved, moved_opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (moved, moved_opt_state), (trainable, opt_state))
+        return moved, moved_opt_state, metrics
 
     return jax.jit(
         train_step,
         donate_argnums=(0, 2),
-        in_shardings=(trainable_shardings, frozen_shardings, opt_shardings, batch_sharding(mesh, rules), whole),
+        in_shardings=(trainable_shardings, frozen_shardings, opt_shardings, rows, whole),
         out_shardings=(trainable_shardings, opt_shardings, whole),
     )

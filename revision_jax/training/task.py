@@ -22,9 +22,11 @@ from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.models.revision import abstract_state, init_state
+from revision_jax.sharding.distributed import everywhere, in_turn
 from revision_jax.training.conversation_loss import conversation_loss
 from revision_jax.training.conversations import conversation_source, mixture
 from revision_jax.training.corpus import Report, prepare, query_store, stage_corpus
+from revision_jax.training.flops import model_flops
 from revision_jax.training.loop import Task
 from revision_jax.training.losses import stage_loss
 from revision_jax.training.step import Loss
@@ -121,8 +123,8 @@ def make_task(
 
     begin: an exported checkpoint whose weights (those under `parts`; none = all) the run begins with.
     """
-    load_state = None if begin is None else begin_from(config, begin, workdir, parts)
-    tokenizer = make_tokenizer(config, workdir)
+    load_state = None if begin is None else in_turn(lambda: begin_from(config, begin, workdir, parts), "begun from")
+    tokenizer = in_turn(lambda: make_tokenizer(config, workdir), "tokenizer")
     text = Path(workdir) / checkpoint.TEXT_TOKENIZER
     text_tokenizer = Tokenizer.load(text) if text.is_dir() else tokenizer
     if tokenizer.vocab_size > config.decoder.vocab:
@@ -138,7 +140,8 @@ def make_task(
 
     def before_stage(stage: StageConfig, state: dict) -> None:
         if stage.task not in ("pretrain", "language", "conversation"):
-            read[stage.name] = prepare(stage_corpus(config, stage), state["params"], workdir, report), query_store(config, state["params"])
+            encoders = everywhere({name: tree for name, tree in state["params"].items() if name != "decoder"})  # each process encodes films of its own
+            read[stage.name] = prepare(stage_corpus(config, stage), encoders, workdir, report), query_store(config, encoders)
 
     def make_examples(stage: StageConfig) -> Examples:
         if stage.task == "conversation":
@@ -151,5 +154,9 @@ def make_task(
     def make_loss(stage: StageConfig) -> Loss:
         return loss_of(config, stage, tokenizer)
 
+    def flops(stage: StageConfig, trainable: dict, frozen: dict, batch: dict) -> int:
+        return model_flops(config, lambda config: loss_of(config, stage, tokenizer), trainable, frozen, batch)
+
     first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
-    return Task(init_state=first, make_loss=make_loss, make_examples=make_examples, before_stage=before_stage, load_state=load_state, check=check)
+    made = {"make_loss": make_loss, "make_examples": make_examples, "before_stage": before_stage, "load_state": load_state, "check": check, "flops": flops}
+    return Task(init_state=first, **made)

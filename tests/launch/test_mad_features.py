@@ -33,7 +33,7 @@ OVERRIDES = [
     *(f"vision.{field}" for field in ("width=8", "layers=1", "heads=2", "mlp=12", "patch=8", "grids=[[4,4]]", "merge=4", "projection=16")),
     *(f"text.{field}" for field in (f"vocab={CAPTIONS.get_vocab_size()}", "width=16", "layers=1", "heads=2", "mlp=12", "max_len=48", "projection=16")),
     *(f"decoder.{field}" for field in (f"vocab={WORDS.get_vocab_size()}", "width=32", "layers=2", "heads=4", "kv_heads=4", "head_dim=8", "mlp=40")),
-    *("decoder.dtype=float32", "decoder.remat=false", "decoder.lora.rank=4"),
+    *("decoder.dtype=float32", "decoder.remat=none", "decoder.lora.rank=4"),
     *(f"train.stages.{stage}.{field}" for stage in ("1a", "1b", "2", "2-33") for field in ("steps=2", "batch=4")),
     *("train.stages.2.absent=0.5", "train.log_every=1"),
 ]  # fmt: skip

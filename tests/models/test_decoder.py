@@ -135,7 +135,7 @@ def value_and_grads(config: DecoderConfig) -> tuple[jax.Array, dict]:
     return jax.jit(jax.value_and_grad(loss))(variables()["lora"])
 
 
-@pytest.mark.parametrize("change", [{"scan": False}, {"remat": True}, {"scan": False, "remat": True}])
+@pytest.mark.parametrize("change", [{"scan": False}, {"remat": "dots"}, {"remat": "full"}, {"scan": False, "remat": "dots"}, {"scan": False, "remat": "full"}])
 def test_scan_unroll_and_remat_agree(change):
     config = dataclasses.replace(CONFIG, **change)
 

@@ -82,7 +82,7 @@ def test_the_encoder_sees_pictures_that_share_a_line_as_pictures_apart():
     own = jnp.asarray([[1] * 4 + [2] * 6 + [0] * 2], jnp.int32)
     encoder = VisionTransformer(config)
     params = encoder.init(jax.random.key(0), patches, rows, columns, own > 0)
-    tokens = VisionTransformer(config, remat=True).apply(params, jnp.where((own > 0)[..., None], patches, jnp.nan), rows, columns, own > 0, own)["tokens"]
+    tokens = VisionTransformer(config, remat="full").apply(params, jnp.where((own > 0)[..., None], patches, jnp.nan), rows, columns, own > 0, own)["tokens"]
     for at in (slice(0, 4), slice(4, 10)):
         alone = encoder.apply(params, patches[:, at], rows[:, at], columns[:, at], own[:, at] > 0)["tokens"]
         np.testing.assert_allclose(tokens[:, at], alone, atol=1e-5)

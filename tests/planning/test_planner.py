@@ -6,11 +6,11 @@ import pytest
 
 from revision_jax.config import ConfigError
 from revision_jax.planning import topologies
-from revision_jax.planning.chips import CHIPS, GIB
 from revision_jax.planning.planner import Planner, needed, remedies
 from revision_jax.planning.programs import all_programs, chip_bytes, with_mesh
 from revision_jax.planning.report import Report
 from revision_jax.planning.vocabulary import stand_in
+from revision_jax.sharding.chips import CHIPS, GIB
 from revision_jax.sharding.mesh import make_mesh
 from revision_jax.sharding.strategies import strategy_named
 from tests.planning import stages
@@ -65,7 +65,7 @@ def test_another_config_topology_or_setting_is_another_plan(program, topology):
     planner = Planner(topology)
     key = planner._key(program)
     assert key == planner._key(program)
-    assert key != planner._key(with_mesh(program, dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, remat=True))))
+    assert key != planner._key(with_mesh(program, dataclasses.replace(CONFIG, decoder=dataclasses.replace(CONFIG.decoder, remat="full"))))
     assert key != Planner(dataclasses.replace(topology, name="cpu:2"))._key(program)
 
 
@@ -91,16 +91,18 @@ def test_what_the_compiler_refuses():
     assert needed(short) == int(37.75 * GIB) and needed(long) == int(24.5 * GIB) and needed("INTERNAL: something else") is None
 
 
-def test_remedies_recompute_first_and_then_take_fewer_rows(program):
+def test_remedies_recompute_first_and_then_take_the_batch_in_parts(program):
     sizes = {"arguments": 2 * GIB, "total": 20 * GIB, "available": 16 * GIB}
     report = Report("train 1a", "train", "dp", "v5e:8x8", {}, 16, 0, fits=False, bytes=sizes)
     found = dict(remedies(program, report))
-    first, second, third = found
-    assert first == "decoder.remat=true" and found[first].decoder.remat and found[first].train == CONFIG.train
-    assert second == "decoder.remat=true train.stages.1a.batch=8" and third == "decoder.remat=true train.stages.1a.batch=4"
-    assert found[third].train.stages[0].batch == 4 and found[third].train.stages[1:] == CONFIG.train.stages[1:]
+    first, second, third, fourth = found
+    assert first == "decoder.remat=dots" and found[first].decoder.remat == "dots" and found[first].train == CONFIG.train
+    assert second == "decoder.remat=full" and third == f"{second} train.stages.1a.accumulate=2" and fourth == f"{second} train.stages.1a.accumulate=4"
+    assert found[fourth].train.stages[0].accumulate == 4 and found[fourth].train.stages[1:] == CONFIG.train.stages[1:]
     tighter = dataclasses.replace(report, bytes={**sizes, "total": 100 * GIB})  # 14 of 98 GiB: an eighth of the rows
-    assert list(dict(remedies(program, tighter)))[1].endswith("batch=2")
+    assert list(dict(remedies(program, tighter)))[2].endswith("accumulate=8")
+    pictures = dataclasses.replace(program, stage=dataclasses.replace(program.stage, task="pretrain"))  # whose loss compares all of a batch
+    assert [told for told, _ in remedies(pictures, report)][2:] == [f"{second} train.stages.1a.batch=8", f"{second} train.stages.1a.batch=4"]
     answer = next(program for program in all_programs(CONFIG, TOKENIZER) if program.kind == "answer")
     assert list(remedies(answer, report)) == []
 
@@ -111,9 +113,9 @@ def test_advice_is_the_first_remedy_that_fits(program, topology, monkeypatch):
     tried = []
 
     def made(self, program, strategy):
-        tried.append((program.config.decoder.remat, program.rows))
-        return dataclasses.replace(report, fits=program.rows <= 8, bytes={**sizes, "total": 15 * GIB})
+        tried.append((program.config.decoder.remat, program.rows, program.stage.accumulate))
+        return dataclasses.replace(report, fits=program.stage.accumulate > 1, bytes={**sizes, "total": 15 * GIB})
 
     monkeypatch.setattr(Planner, "_made", made)
-    assert Planner(topology).advice(program, report, CONFIG.mesh) == "fits with decoder.remat=true train.stages.1a.batch=8 (15.00 GiB)"
-    assert tried == [(True, 16), (True, 8)]
+    assert Planner(topology).advice(program, report, CONFIG.mesh) == "fits with decoder.remat=full train.stages.1a.accumulate=2 (15.00 GiB)"
+    assert tried == [("dots", 16, 1), ("full", 16, 1), ("full", 16, 2)]

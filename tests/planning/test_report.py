@@ -6,9 +6,9 @@ import json
 from PIL import Image
 from rich.console import Console
 
-from revision_jax.planning.chips import CHIPS, GIB
 from revision_jax.planning.plot import draw
 from revision_jax.planning.report import Report, by_program, counted, markdown, milliseconds, ranked, table
+from revision_jax.sharding.chips import CHIPS, GIB
 
 MESH = {"data": 1, "fsdp": 16, "context": 1, "tensor": 4}
 
@@ -24,7 +24,7 @@ def report(strategy, step=1.0, total=4.0, available=15.75, program="train 1a", *
 
 
 REPORTS = [
-    report("slow", step=2.0), report("big", total=20.0, advice="fits with decoder.remat=true (9.00 GiB)", problem="out of HBM", seconds={}, binds=""),
+    report("slow", step=2.0), report("big", total=20.0, advice="fits with decoder.remat=full (9.00 GiB)", problem="out of HBM", seconds={}, binds=""),
     Report("train 1a", "train", "odd", "v5e:8x8", MESH, 10, 1000, problem="stages.1a.batch: a batch of 10 does not divide by the 64 devices"),
     report("quick", step=0.5), report("bigger", total=30.0), report("alone", program="train 2"),
 ]  # fmt: skip

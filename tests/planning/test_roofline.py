@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from revision_jax.planning.chips import CHIPS, Chip
 from revision_jax.planning.collectives import Collective
 from revision_jax.planning.roofline import estimate
 from revision_jax.planning.topologies import Topology
+from revision_jax.sharding.chips import CHIPS, Chip
 from tests.planning.test_topologies import Chip as Place
 
 CHIP = Chip("test", 100.0, 16, 15.75, 10.0, 5.0, 4)  # FLOP/s, GiB, GiB, bytes/s of HBM and of a link, links

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from configs.tiny import get_config
 from revision_jax.errors import UserError
 from revision_jax.training.checkpoints import Checkpoints, differences
+from revision_jax.training.identity import identity
 from tests.training.toy_task import toy_config
 
 
@@ -107,3 +109,44 @@ def test_a_fresh_folder_holds_nothing_and_half_a_checkpoint_is_none(tmp_path):
     (folder / "5.orbax-checkpoint-tmp").mkdir()
     with Checkpoints(tmp_path, toy_config()) as checkpoints:
         assert checkpoints.latest() == ("base", 0)
+
+
+@pytest.mark.parametrize("best_is, kept, best", [("lowest", [0, 2, 3, 6], 3), ("highest", [0, 1, 5, 6], 5)])
+def test_the_best_are_kept_beside_the_last(tmp_path, best_is, kept, best):
+    trainable, frozen = tree()
+    config = changed(toy_config(keep=1, keep_best=2), "train", "stages", 0, best_is=best_is)
+    with Checkpoints(tmp_path, config) as checkpoints:
+        checkpoints.save("base", 0, trainable, (), frozen)
+        assert checkpoints.best("base") is None
+        for step, loss in enumerate((0.7, 0.2, 0.1, 0.5, 0.9, 0.6), 1):
+            checkpoints.save("base", step, trainable, (), best=loss)
+        assert checkpoints.best("base") == best
+        folder = checkpoints.directory("base")
+    assert sorted(int(path.name) for path in folder.iterdir()) == kept
+
+
+def test_weights_trained_on_another_base_are_refused(tmp_path):
+    trainable, frozen = tree()
+    for name, base in (("one", frozen), ("other", {"lora/x": {"a": frozen["lora/x"]["a"].at[1].set(2)}})):
+        with Checkpoints(tmp_path / name, toy_config()) as checkpoints:
+            checkpoints.save("base", 0, trainable, (), base)
+            checkpoints.save("base", 5, trainable, ())
+            folder = checkpoints.directory("base")
+    shutil.rmtree(folder / "5")
+    shutil.copytree(tmp_path / "one" / "checkpoints" / folder.name / "5", folder / "5")
+    with Checkpoints(tmp_path / "other", toy_config()) as checkpoints:
+        checkpoints.restore("base", 0, trainable, frozen, None)
+        with pytest.raises(UserError, match=r"00-base/5: was trained on frozen weights [0-9a-f]{24}, but .*00-base/0 holds [0-9a-f]{24}; put its own back"):
+            checkpoints.restore("base", 5, trainable, frozen, None)
+
+
+def test_an_identity_is_of_every_bit_name_shape_and_place():
+    weights = {"params": {"w": jnp.arange(6.0).reshape(2, 3), "v": jnp.ones(4, jnp.bfloat16), "n": jnp.int32(3)}}
+    change = lambda name, value: {"params": {**weights["params"], name: value}}
+    w = weights["params"]["w"]
+    others = [
+        change("w", w.at[1, 2].add(1e-6)), change("w", w[::-1]), change("w", w.T), change("w", w.reshape(6)), change("w", w.astype(jnp.bfloat16)),
+        change("v", jnp.ones(5, jnp.bfloat16)), change("n", jnp.int32(4)), change("u", jnp.zeros(1)), {"lora/x": weights["params"]},
+    ]  # fmt: skip
+    assert len({identity(tree) for tree in (weights, *others)}) == len(others) + 1
+    assert identity(weights) == identity(jax.tree.map(jnp.copy, weights))

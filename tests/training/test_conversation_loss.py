@@ -140,7 +140,7 @@ def test_long_rows_and_many_labels_are_gone_through_in_parts(packed, monkeypatch
     monkeypatch.setattr(losses, "CHUNK", 7)
     monkeypatch.setattr(segments, "BLOCK", 2 * 4 * 512 * 100)
     config, _ = conversing.model()
-    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat=True))
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, remat="full"))
     (value, metrics), gradients = together([make_chat.CASES, ()], config=config)
     assert float(value) == pytest.approx(float(packed[0][0]), rel=1e-5) and float(metrics["accuracy"]) == float(packed[0][1]["accuracy"])
     assert largest(jax.tree.map(lambda a, b: a - b, gradients, packed[1])) < 1e-5 * largest(gradients)

@@ -9,9 +9,13 @@ import pytest
 from revision_jax import paths
 from revision_jax.config import ConfigError, MeshConfig
 from revision_jax.errors import UserError
+from revision_jax.sharding.chips import CHIPS, chip_of
+from revision_jax.training import loop
 from revision_jax.training.checkpoints import Checkpoints
 from revision_jax.training.loop import run
-from revision_jax.training.metrics import NotFinite, read_rows
+from revision_jax.training.metrics import TIMES, NotFinite, read_rows
+from revision_jax.training.profiling import Profile, chosen_steps
+from revision_jax.training.state import split
 from tests.training.toy_task import toy_config, toy_loss, toy_state, toy_task
 
 ONE = jax.devices()[:1]
@@ -26,7 +30,7 @@ def equal(first, second):
 
 
 def timeless(workdir):
-    return [{name: value for name, value in row.items() if name not in ("steps_per_s", "wait_s")} for row in read_rows(workdir / "metrics.jsonl")]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in read_rows(workdir / "metrics.jsonl")]
 
 
 def small(**train):
@@ -165,7 +169,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_is_never_saved(tmp_path):
 
         return loss
 
-    with pytest.raises(NotFinite, match="stage base, step 4"):
+    with pytest.raises(NotFinite, match=r"stage base, step 4: loss is nan \(examples 24 to 31 of the stage\)"):
         run(config, tmp_path, toy_task(config)._replace(make_loss=bad_loss), devices=ONE)
     with Checkpoints(tmp_path, config) as checkpoints:
         assert checkpoints.latest() == ("base", 2)
@@ -193,3 +197,68 @@ def test_what_cannot_run_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="mesh"):
         run(dataclasses.replace(config, mesh=MeshConfig(data=3)), tmp_path / "w", toy_task(config), devices=ONE)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_step_that_is_no_number_is_skipped_where_the_config_says_so(tmp_path):
+    config = small(not_finite="skip")
+    base, fine = config.train.stages
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, stages=(dataclasses.replace(base, steps=5), fine)))
+    saved = {}
+
+    def bad_loss(stage):
+        def loss(state, batch, key):
+            value, metrics = toy_loss(stage)(state, batch, key)
+            return jax.numpy.where(metrics["index_sum"] == sum(range(32, 40)), jax.numpy.inf, value), metrics
+
+        return loss
+
+    end = lambda stage, state: saved.update(leaves(state))
+    run(config, tmp_path, toy_task(config, on_stage_end=(end,))._replace(make_loss=bad_loss), stages=["base"], devices=ONE)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 0, 1] and "loss" not in rows[-1]
+    with Checkpoints(tmp_path, config) as checkpoints:
+        trainable, frozen = split(jax.jit(toy_state)(), base.train)
+        before = checkpoints.restore("base", 4, trainable, frozen, None)
+    assert equal({name: leaf for name, leaf in saved.items() if name.startswith("params/")}, leaves(before.trainable))
+
+
+def test_best_checkpoints_go_by_the_mean_since_the_one_before(tmp_path):
+    config = small(keep=1, keep_best=1)
+    run(config, tmp_path, toy_task(config), stages=["base"], devices=ONE)
+    rows = [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    means = {step: (rows[step - 2] + rows[step - 1]) / 2 for step in (2, 4, 6)}
+    with Checkpoints(tmp_path, config) as checkpoints:
+        assert checkpoints.best("base") == min(means, key=means.get)
+
+
+def test_stages_tell_where_they_begin_and_end_and_chosen_steps_are_traced(tmp_path, capsys):
+    config = small()
+    run(config, tmp_path / "w", toy_task(config), stages=["base"], devices=ONE, profile=Profile(chosen_steps("2-3"), tmp_path / "profile"))
+    told = capsys.readouterr().err
+    assert "stage base begins at step 0: 6 steps of 8 rows" in told and "stage base ended at step 6" in told
+    assert list((tmp_path / "profile" / "base").rglob("*.xplane.pb"))
+    for wrong in ("0", "3-2", "x"):
+        with pytest.raises(UserError, match=f"--profile {wrong}: wants"):
+            chosen_steps(wrong)
+
+
+def test_the_share_of_the_peak_is_told_where_the_chip_is_known(tmp_path, monkeypatch):
+    config, asked = small(), []
+
+    def flops(stage, trainable, frozen, batch):
+        asked.append((stage.name, batch["x"].shape))
+        return 10**6
+
+    task = toy_task(config)._replace(flops=flops)
+    run(config, tmp_path / "unknown", task, stages=["base"], devices=ONE)
+    assert asked == [] and all("mfu" not in row for row in read_rows(tmp_path / "unknown" / "metrics.jsonl"))
+    monkeypatch.setattr(loop, "chip_of", lambda kind: CHIPS["v5e"])
+    run(config, tmp_path / "known", task, stages=["base"], devices=ONE)
+    assert asked == [("base", (8, 16))]  # once for each shape of a batch
+    for row in read_rows(tmp_path / "known" / "metrics.jsonl"):
+        assert row["mfu"] == pytest.approx(10**6 * row["steps_per_s"] / 197e12)
+
+
+@pytest.mark.parametrize("kind, name", [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)])
+def test_chips_by_the_names_that_jax_has_for_them(kind, name):
+    assert chip_of(kind) is CHIPS.get(name)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from revision_jax.config import ConfigError
 from revision_jax.training.metrics import MetricsLog, NotFinite, cut_rows, read_rows
 
 
@@ -32,3 +33,37 @@ def test_rows_of_steps_to_come_are_cut_and_a_torn_line_is_dropped(tmp_path):
     assert path.read_text() == ""
     cut_rows(tmp_path / "none.jsonl", [], "a", 0)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_row_tells_speed_waiting_and_the_share_of_the_peak(tmp_path):
+    seen = []
+    log = MetricsLog(tmp_path / "m.jsonl", "1a", 4, 2, batch=8, peak=1e6, trackers=[lambda step, row: seen.append((step, row))], before=100)
+    log.wait(1e-9)
+    for step in (1, 2):
+        row = log.add(step, {"loss": jnp.float32(step), "tokens": jnp.float32(30), "slots": jnp.float32(40)}, flops=500.0)
+    assert seen == [(102, row)] and read_rows(tmp_path / "m.jsonl") == [row]
+    assert row["tokens_per_s"] / row["steps_per_s"] == pytest.approx(30) and row["slots_per_s"] / row["steps_per_s"] == pytest.approx(40)
+    assert row["mfu"] / row["steps_per_s"] == pytest.approx(500 / 1e6) and 0 < row["wait_share"] < 1
+    assert 0 < row["step_s_p50"] <= row["step_s_p95"] and "tokens" not in row
+    assert "memory_gib" not in row  # a CPU does not tell
+    plain = MetricsLog(tmp_path / "p.jsonl", "1a", 4, 1)
+    assert "mfu" not in plain.add(1, {"loss": jnp.float32(1)}, flops=500.0)  # an unknown chip
+
+
+def test_skipped_steps_are_counted_and_too_many_in_a_row_stop(tmp_path, capsys):
+    log = MetricsLog(tmp_path / "m.jsonl", "1a", 100, 4, batch=8, skip=True)
+    for step, loss in enumerate((1.0, np.inf, 3.0, np.nan), 1):
+        row = log.add(step, {"loss": jnp.float32(loss)})
+    assert row["skipped"] == 2 and row["loss"] == 2.0
+    assert "stage 1a, step 2: loss is inf (examples 8 to 15 of the stage); skipped" in capsys.readouterr().err
+    assert log.since_saved("loss") == 2.0 and log.since_saved("loss") is None
+    with pytest.raises(NotFinite, match=r"step 13: loss is nan .*the 10th in a row"):
+        for step in range(5, 20):
+            log.add(step, {"loss": jnp.float32(np.nan)})
+
+
+def test_the_metric_of_the_best_must_exist(tmp_path):
+    log = MetricsLog(tmp_path / "m.jsonl", "1a", 100, 4)
+    log.add(1, {"loss": jnp.float32(1)})
+    with pytest.raises(ConfigError, match=r"stages\.1a\.best: no metric 'accuracy'; there are loss"):
+        log.since_saved("accuracy")

@@ -62,6 +62,17 @@ def test_killed_and_started_again_ends_with_bit_identical_weights(whole, tmp_pat
     assert losses(read_rows(tmp_path / "metrics.jsonl")) == losses(rows)
 
 
+def test_killed_in_the_middle_of_a_save_goes_on_from_the_checkpoint_before(whole, tmp_path):
+    result, rows = whole
+    process = start(tmp_path, "--die-in-save", 10)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == -signal.SIGKILL, errors[-3000:]
+    left = {path.name for path in (tmp_path / "checkpoints" / "00-base").iterdir()}
+    assert {"0", "5"} <= left and "10" not in left and any(name.startswith("10.") for name in left)
+    assert finish(start(tmp_path))["leaves"] == result["leaves"]
+    assert losses(read_rows(tmp_path / "metrics.jsonl")) == losses(rows)
+
+
 @pytest.mark.parametrize("mesh", [("mesh.data=8",), ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")], ids=["data", "data fsdp tensor"])
 def test_eight_devices_give_the_same_losses(whole, tmp_path, mesh):
     rows = whole[1]
@@ -71,17 +82,50 @@ def test_eight_devices_give_the_same_losses(whole, tmp_path, mesh):
         assert eight["loss"] == pytest.approx(one["loss"], rel=2e-5)
 
 
-def test_two_processes_give_the_same_losses_and_one_goes_on_from_their_checkpoint(whole, tmp_path):
-    rows = whole[1]
+def test_parts_of_a_batch_are_the_same_rows_on_four_devices(tmp_path):
+    parts = ("train.stages.base.accumulate=2", "train.stages.fine.accumulate=4")
+    finish(start(tmp_path / "one", *parts))
+    finish(start(tmp_path / "four", *parts, "mesh.data=2", "mesh.fsdp=2", devices=4))
+    same(*(read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "four")))
+
+
+def together(workdir, count, *arguments, devices=1):
+    """`count` processes of one run."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    shape = ("mesh.data=2", "mesh.fsdp=2", "train.stages.fine.steps=0")
-    processes = [start(tmp_path, "--process", index, 2, port, *shape, devices=2) for index in range(2)]
-    assert [finish(process)["devices"] for process in processes] == [4, 4]
-    both = read_rows(tmp_path / "metrics.jsonl")
-    assert len(both) == 12
-    for one, two in zip(rows, both, strict=False):
-        assert two["index_sum"] == one["index_sum"]
-        assert two["loss"] == pytest.approx(one["loss"], rel=2e-5)
-    finish(start(tmp_path, "train.stages.fine.steps=0"))
+    return [start(workdir, *leading, "--process", index, count, port, *rest, devices=devices)
+            for leading, rest in [split(arguments)] for index in range(count)]  # fmt: skip
+
+
+def split(arguments):
+    """(--sleep S, the rest)."""
+    return (arguments[:2], arguments[2:]) if arguments[:1] == ("--sleep",) else ((), arguments)
+
+
+def same(one, other, rel=1e-5):
+    assert [(row["stage"], row["step"], row["index_sum"]) for row in other] == [(row["stage"], row["step"], row["index_sum"]) for row in one]
+    assert [row["loss"] for row in other] == pytest.approx([row["loss"] for row in one], rel=rel)
+
+
+@pytest.mark.parametrize("count, mesh", [(2, ("mesh.data=2", "mesh.fsdp=2")), (4, ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"))], ids=["two", "four"])
+def test_several_processes_give_the_same_losses(whole, tmp_path, count, mesh):
+    results = [finish(process) for process in together(tmp_path, count, *mesh, devices=2)]
+    assert [(result["devices"], result["step"]) for result in results] == [(2 * count, 10)] * count
+    same(whole[1], read_rows(tmp_path / "metrics.jsonl"))
+
+
+def test_sigterm_to_one_of_four_stops_all_at_one_step_and_two_go_on_with_the_same_data(whole, tmp_path):
+    processes = together(tmp_path, 4, "--sleep", 0.1, "mesh.data=2", "mesh.fsdp=2")
+    deadline = time.monotonic() + 900
+    while not any(row["step"] >= 3 for row in read_rows(tmp_path / "metrics.jsonl")):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+    processes[2].send_signal(signal.SIGTERM)
+    results = [finish(process) for process in processes]
+    (ended,) = {(result["stage"], result["step"], result["stopped"]) for result in results}
+    assert ended[2] == signal.SIGTERM and 3 <= ended[1] < 12
+    assert (tmp_path / "checkpoints" / "00-base" / str(ended[1])).is_dir()
+    for process in together(tmp_path, 2, "mesh.fsdp=2", "mesh.tensor=2", devices=2):
+        finish(process)
+    same(whole[1], read_rows(tmp_path / "metrics.jsonl"))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import sys
 import time
 
 import numpy as np
 
-from revision_jax.config import ExperimentConfig, StageConfig, TrainConfig, override
+from revision_jax.config import ExperimentConfig, GroundingConfig, LevelConfig, StageConfig, TrainConfig, override
 
 WIDTH, RANK, OUT = 16, 4, 8
 
@@ -22,11 +24,11 @@ def toy_config(**train) -> ExperimentConfig:
     defaults = {
         "seed": 3, "checkpoint_every": 5, "keep": 2, "log_every": 1,
         "stages": (
-            StageConfig(name="base", task="pretrain", train=("params",), steps=12, batch=8, learning_rate=1e-2, weight_decay=0.1),
-            StageConfig(name="fine", task="pretrain", train=("lora/fine",), copies=(("lora/coarse", "lora/fine"),), steps=10, batch=16, learning_rate=3e-2),
+            StageConfig(name="base", level="toy", train=("params",), steps=12, batch=8, learning_rate=1e-2, weight_decay=0.1),
+            StageConfig(name="fine", level="toy", train=("lora/fine",), copies=(("lora/coarse", "lora/fine"),), steps=10, batch=16, learning_rate=3e-2),
         ),
     }
-    return ExperimentConfig(name="toy", train=TrainConfig(**{**defaults, **train}))
+    return ExperimentConfig(name="toy", grounding=GroundingConfig(levels=(LevelConfig(name="toy"),)), train=TrainConfig(**{**defaults, **train}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +109,36 @@ def toy_task(config: ExperimentConfig, sleep_s: float = 0.0, **hooks):
     return Task(init_state=toy_state, make_loss=toy_loss, make_examples=examples, axes=toy_axes, **hooks)
 
 
+def die_in_save(step: str) -> None:
+    """The process is killed when all of this step's checkpoint has been written, and it would get its name."""
+
+    def dying(rename):
+        def renamed(source, target, *more, **named):
+            if os.path.basename(target) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(source, target, *more, **named)
+
+        return renamed
+
+    os.rename, os.replace = dying(os.rename), dying(os.replace)
+
+
 def main(argv: list[str]) -> None:
-    """WORKDIR [--sleep S] [--process I N PORT] [dotted overrides]"""
+    """WORKDIR [--sleep S] [--die-in-save STEP] [--process I N PORT] [dotted overrides]"""
     import jax
 
     workdir, rest = argv[0], argv[1:]
     sleep_s = 0.0
     if rest[:1] == ["--sleep"]:
         sleep_s, rest = float(rest[1]), rest[2:]
+    if rest[:1] == ["--die-in-save"]:
+        die_in_save(rest[1])
+        rest = rest[2:]
     if rest[:1] == ["--process"]:
+        from revision_jax.sharding import distributed
+
         index, count, port = map(int, rest[1:4])
-        jax.distributed.initialize(f"localhost:{port}", count, index)
+        distributed.join(f"localhost:{port}", count, index)
         rest = rest[4:]
     from revision_jax import paths
     from revision_jax.training.loop import run

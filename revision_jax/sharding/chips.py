@@ -1,4 +1,4 @@
-"""What chips can do at best: the table that roofline estimates and the share of the peak are counted against.
+"""What chips can do at best: the table that roofline estimates (planning) and the share of the peak (MFU, training) are counted against.
 
 Peak is dense bfloat16 with float32 sums. HBM is what the vendor sells; what a program may use of it is what the compiler says ("available HBM"), here
 `usable` GiB. Links are those of a chip to its neighbours in its slice; a ring over one axis of the torus uses two of them, one in each direction.
@@ -48,3 +48,15 @@ CHIPS: dict[str, Chip] = {
         Chip("h100", 989e12, 80, 79.0, 3.35e12, 450e9, 1),
     )
 }
+
+# How jax calls them (`device.device_kind`), the longest fitting word first.
+KINDS = {
+    "tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e", "tpu v6e": "v6e", "a100": "a100",
+    "h100": "h100",
+}  # fmt: skip
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The row of a device that jax calls so; None for one that is not in the table."""
+    fitting = [word for word in KINDS if word in device_kind.lower()]
+    return CHIPS[KINDS[max(fitting, key=len)]] if fitting else None
