@@ -26,7 +26,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from revision_jax import paths
-from revision_jax.config import ExperimentConfig
+from revision_jax.config import ConfigError, ExperimentConfig
 from revision_jax.errors import UserError
 from revision_jax.training.identity import identity
 
@@ -98,6 +98,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], stages: set[str]
     missing = "nothing"
     names = [name for name in {**before, **after} if _matters(name, stages) and before.get(name, missing) != after.get(name, missing)]
     return [f"{name}: was {before.get(name, missing)}, is {after.get(name, missing)}" for name in names]
+
+
+def filled(values: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of fields that are newer than it: a new field's default is what was there before it. As it is, if it cannot be read."""
+    try:
+        return ExperimentConfig.from_dict(values).to_dict()
+    except ConfigError:
+        return values
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -175,7 +183,7 @@ class Checkpoints:
     def _check(self, stage: str, step: int) -> None:
         run = self._run(stage, step)
         begun = set(self.names[: self.names.index(stage) + 1])
-        wrong = differences(run["config"], self.config.to_dict(), begun)
+        wrong = differences(filled(run["config"]), self.config.to_dict(), begun)
         if wrong:
             raise UserError(f"{self.root.parent}: was begun with another config ({'; '.join(wrong)}); use another workdir or set these back")
 

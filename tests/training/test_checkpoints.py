@@ -9,7 +9,7 @@ import pytest
 
 from configs.tiny import get_config
 from revision_jax.errors import UserError
-from revision_jax.training.checkpoints import Checkpoints, differences
+from revision_jax.training.checkpoints import Checkpoints, differences, filled
 from revision_jax.training.identity import identity
 from tests.training.toy_task import toy_config
 
@@ -44,11 +44,13 @@ def test_only_what_training_depends_on_must_agree(path, values, told):
     assert differences(config.to_dict(), changed(config, *path, **values).to_dict(), {stage.name for stage in stages[:2]}) == told
 
 
-def test_a_field_that_a_later_version_added_is_named():
+def test_a_field_that_a_later_version_added_has_its_default():
     new = toy_config().to_dict()
-    old = toy_config().to_dict()
-    del old["vision"]["rope_theta"]
-    assert differences(old, new, set()) == ["vision.rope_theta: was nothing, is 10000.0"]
+    old, foreign = toy_config().to_dict(), toy_config().to_dict()
+    del old["vision"]["rope_theta"], old["train"]["stages"][0]["accumulate"]
+    assert differences(filled(old), new, {"a", "b"}) == []
+    foreign["vision"]["colour"] = 1  # a field that is gone: the config is compared as it was stored
+    assert differences(filled(foreign), new, set()) == ["vision.colour: was 1, is nothing"]
 
 
 def tree():
