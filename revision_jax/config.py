@@ -215,7 +215,7 @@ class DecoderConfig:
     time: Literal["none", "sinusoidal", "token"] = "none"  # absolute time of a visual token: sinusoid of its index, or the embedding of its number's token
     scan: bool = True  # nn.scan over the layers in training; decoding is unrolled
     remat: bool = False
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"  # cudnn: GPUs; splash: TPUs, without search signal
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of activations
 
     def __post_init__(self):
@@ -225,6 +225,7 @@ class DecoderConfig:
         _check(self.head_dim % 2 == 0, f"{w}.head_dim", f"must be even for RoPE, is {self.head_dim}")
         _one_of(f"{w}.time", self.time, ("none", "sinusoidal", "token"))
         _one_of(f"{w}.attention", self.attention, ("xla", "cudnn", "splash"))
+        _check(self.attention != "splash" or not self.signal.enabled, f"{w}.attention", "'splash' has no bias, which the search signal is: use 'xla'")
         _one_of(f"{w}.dtype", self.dtype, ("float32", "bfloat16", "float16"))
 
 
