@@ -236,10 +236,7 @@ def open_weights(directory: str | os.PathLike) -> Source:
     for name in (WEIGHTS, TOKENIZER):
         if not (directory / name).is_file():
             raise UserError(f"{directory}: not a checkpoint, {name} is missing")
-    try:
-        return open_source(directory / WEIGHTS)
-    except UserError as error:
-        raise UserError(f"{directory / WEIGHTS}: not readable as safetensors ({error})") from error
+    return open_source(directory / WEIGHTS)
 
 
 def placed(source: Source, name: str, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -94,7 +94,7 @@ def test_unreadable_files_are_named(tmp_path, state, tokenizer):
         load(tmp_path / "nowhere")
     whole = (out / "model.safetensors").read_bytes()
     (out / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"model\.safetensors: not readable"):
+    with pytest.raises(UserError, match=r"model\.safetensors is truncated"):
         load(out)
     (out / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not readable as JSON"):

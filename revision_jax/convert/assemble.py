@@ -209,7 +209,7 @@ def _files(opened: Sequence[_Opened], config: ExperimentConfig, own: str | Path 
         wanted = [token for one in opened for token in one.format.special_tokens(config)]
         problems += _unfit(files, wanted, config.decoder.vocab, str(own))
     if decoder and TOKENIZER not in files:
-        problems.append(f"no {TOKENIZER} and no {sentencepiece.FILE} beside the decoder's weights; name one (--tokenizer FILE)")
+        problems.append(f"no {TOKENIZER} and no {sentencepiece.FILE} beside the decoder's weights; put one there, or name one to launch.convert (--tokenizer FILE)")
     if problems:
         raise UserError("; ".join(problems))
     return files
