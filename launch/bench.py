@@ -7,7 +7,7 @@ memory nine hours take beside one.
 convert: a random checkpoint of a preset's full size, turned into this project's layout by `launch.convert`: its seconds, also as a share of a plain read
 of the same files, and the most anonymous memory that it takes. With --load also the seconds until a `Chat` has either on its device.
 
-curate: see `bench_curate.py`. startup: see `bench_startup.py`.
+curate: see `bench_curate.py`. startup: see `bench_startup.py`. weights: see `bench_weights.py`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from launch.bench_commands import QUERIES, rendered, timed
 from launch.bench_curate import curate
 from launch.bench_startup import startup
+from launch.bench_weights import weights
 from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", default="videollama3_2b", metavar="CONFIG", help="convert: the preset whose checkpoint is made (default videollama3_2b)")
     parser.add_argument("--load", action="store_true", help="convert: also load both onto the device, which takes the model's size in memory")
     parser.add_argument("--long", action="store_true", help="also nine hours of video, for memory (minutes more)")
+    parser.add_argument("--videos", type=int, default=3, metavar="N", help="weights: how many videos are asked about (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
     return parser.parse_args(arguments)
 
@@ -161,7 +163,7 @@ def data(options: argparse.Namespace) -> dict[str, float | int]:
     return measured(options)
 
 
-BENCHES = {"ground": ground, "convert": convert, "curate": curate, "data": data, "startup": startup}
+BENCHES = {"ground": ground, "convert": convert, "curate": curate, "data": data, "startup": startup, "weights": weights}
 
 
 def watched(command: list[str]) -> tuple[float, int]:

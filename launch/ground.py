@@ -29,6 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = "a folder with config.json, model.safetensors and tokenizer.json (default: the shipped tiny model)"
     parser.add_argument("--checkpoint", metavar="DIR", default=str(DEFAULT_CHECKPOINT), help=model)
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question, accepted or not (default 5)")
+    held = "how the weights are held: int8 is for the matrices of the decoder's layers (default: as the checkpoint's activations)"
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
     parser.add_argument("--threshold", type=float, metavar="P", help="confidence in [0, 1] from which a moment is accepted (default: the checkpoint's)")
     parser.add_argument("--from", dest="start", metavar="TIME", help="search from here: hh:mm:ss or seconds")
     parser.add_argument("--to", dest="end", metavar="TIME", help="search up to here: hh:mm:ss or seconds")
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from revision_jax.grounding.grounder import Grounder
 
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights)
     for _, query in asked:
         grounder.check(query)
     results = []
@@ -101,7 +103,7 @@ def compile_programs(options: argparse.Namespace) -> None:
     from revision_jax.stored_programs import program_folder
 
     began = time.perf_counter()
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False, weights=options.weights)
     with bar(Path(options.checkpoint).name, "compiling") as progress:
         count = grounder.compile(progress)
     where = program_folder()

@@ -460,7 +460,8 @@ class MeshConfig:
 class TrainConfig:
     seed: int = 0
     stages: tuple[StageConfig, ...] = ()
-    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of `params` wherever a stage does not train them; what is trained is float32
+    # Of `params` wherever a stage does not train them; what is trained is float32. int8: the matrices of the decoder's layers, all else bfloat16.
+    base_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     checkpoint_every: int = 250  # steps
     keep: int = 2
     log_every: int = 25
@@ -468,7 +469,15 @@ class TrainConfig:
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
         _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
-        _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16"))
+        _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16", "int8"))
+        for stage in self.stages if self.base_dtype == "int8" else ():
+            frozen = not any(part == "params" or part == "params/decoder" or part.startswith("params/decoder/") for part in stage.train)
+            _check(frozen, "train.base_dtype", f"'int8' is for a decoder that is not trained, and stage {stage.name} trains it: use 'bfloat16'")
+
+    @property
+    def plain_dtype(self) -> str:
+        """Of `params` that are not quantised."""
+        return "bfloat16" if self.base_dtype == "int8" else self.base_dtype
 
 
 # ------------------------------------------------------------------------------------------------------------------------ everything

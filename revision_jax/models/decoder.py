@@ -35,6 +35,7 @@ from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
 from revision_jax.models.attention import attention
 from revision_jax.models.context import apart, read_bias, sequence_attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
+from revision_jax.models.quantize import is_quantized
 from revision_jax.models.rope import angles_1d, rotate
 from revision_jax.sharding.activations import constrain
 
@@ -303,11 +304,13 @@ def merge_lora(config: DecoderConfig, params: dict, lora: dict) -> tuple[dict, d
     """Folds the LoRA pairs into the base: kernel + scale * a b, in float32, kept in the kernel's dtype.
 
     Returns (params of the same structure, what is left of `lora`: the signal's parameters); applied together they give what (params, lora) give,
-    without dropout, and faster. Layers in which `lora` has no pair stay as they are. There is no way back but the original.
+    without dropout, and faster. Layers in which `lora` has no pair stay as they are. There is no way back but the original. Raises ValueError for an int8 base.
     """
 
     def fold(base: dict, pairs: dict) -> tuple[dict, dict]:
         if "a" in pairs:
+            if is_quantized(base):
+                raise ValueError("merge_lora: the base is int8, which a LoRA cannot be folded into; dequantize it first")
             delta = jnp.einsum("...ir,...ro->...io", pairs["a"].astype(jnp.float32), pairs["b"].astype(jnp.float32)) * config.lora.scale
             return {**base, "kernel": (base["kernel"].astype(jnp.float32) + delta).astype(base["kernel"].dtype)}, {}
         merged, left = dict(base), {}
