@@ -1,8 +1,8 @@
 """bench weights: what answers lose where weights take 16 or 8 bits.
 
 The shipped model answers the questions of videos of the world's test split (`--videos` of ten minutes each) with its weights as float32, bfloat16 and int8 (the
-matrices of the decoder's layers). An answer is the same if both say that it is present, or both that it is not, and, where present, their first moments begin and
-end at the same 0.1 s. The IoU is that of the first moments, accepted or not, of questions that have one both times.
+matrices of the decoder's layers). An answer is the same if both say that it is present, or both that it is not, and, where present, their first moments begin
+and end at the same 0.1 s. The IoU is that of the first moments, accepted or not, of questions that have one both times.
 """
 
 from __future__ import annotations
