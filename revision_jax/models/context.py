@@ -35,6 +35,11 @@ def apart(implementation: str, rules: str, position: bool = True) -> bool:
     return not mesh.empty and mesh.size > 1 and (implementation == "splash" or (position and _axis_size(_along(rules_named(rules))) > 1))
 
 
+def parts(rules: str) -> int:
+    """Into how many parts the positions of a sequence are split where this is traced. A length that they do not divide costs gathers in every layer."""
+    return 1 if jax.sharding.get_abstract_mesh().empty else _axis_size(_along(rules_named(rules)))
+
+
 def sequence_attention(
     q: Float[Array, "B S K d"],
     k: Float[Array, "B S G d"],
@@ -60,12 +65,12 @@ def sequence_attention(
     rows = _fitting(chosen.axis(batch), q.shape[0])
     across = _fitting(chosen.act_heads, math.gcd(q.shape[2], k.shape[2]))
     along = _along(chosen) if position else None
-    length, parts = q.shape[1], _axis_size(along)
-    padded = lambda x, axis=1: x if x is None else jnp.pad(x, [(0, -length % parts if number == axis else 0) for number in range(x.ndim)])
+    length, split = q.shape[1], _axis_size(along)
+    padded = lambda x, axis=1: x if x is None else jnp.pad(x, [(0, -length % split if number == axis else 0) for number in range(x.ndim)])
     arrays = [padded(q), padded(k), padded(v), padded(segments), padded(reads), padded(columns, 2)]
-    repeats = ulysses_repeats(q.shape[2] // _axis_size(across), k.shape[2] // _axis_size(across), parts)
+    repeats = ulysses_repeats(q.shape[2] // _axis_size(across), k.shape[2] // _axis_size(across), split)
     inner = across  # of the bias' heads
-    if parts == 1:
+    if split == 1:
         run = functools.partial(_local, causal=causal, implementation=implementation)
     elif repeats is not None:
         run = functools.partial(ulysses, axis=along, repeats=repeats, causal=causal, implementation=implementation)

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
 from revision_jax.models.attention import attention
-from revision_jax.models.context import apart, read_bias, sequence_attention
+from revision_jax.models.context import apart, parts, read_bias, sequence_attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
 from revision_jax.models.quantize import is_quantized
 from revision_jax.models.rope import angles_1d, rotate
@@ -206,6 +206,12 @@ class Decoder(nn.Module):
         """
         c = self.config
         batch, length = valid.shape
+        more = -length % parts(self.rules) if cache is None else 0
+        if more:  # empty slots behind the last: a split sequence has equal parts
+            fill = lambda x: None if x is None else jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+            rest = {"reads": fill(reads), "signal": fill(signal), "segments": fill(segments), "summary": summary, "rows": rows, "deterministic": deterministic}
+            hidden, _ = self(fill(embeds), fill(positions), fill(valid), **rest)
+            return hidden if rows is not None else hidden[:, :length], None
         embeds = self._laid(jnp.where(valid[..., None], embeds.astype(c.dtype), 0))  # a weight of zero does not silence a NaN
         if summary is not None and reads is not None and self.summary_kernel is not None:
             added = summary.astype(jnp.float32) @ self.summary_kernel.astype(jnp.float32)
