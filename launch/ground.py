@@ -29,6 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = "a folder with config.json, model.safetensors and tokenizer.json (default: the shipped tiny model)"
     parser.add_argument("--checkpoint", metavar="DIR", default=str(DEFAULT_CHECKPOINT), help=model)
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question, accepted or not (default 5)")
+    held = "how the weights are held: int8 is for the matrices of the decoder's layers (default: as the checkpoint's activations)"
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
     parser.add_argument("--threshold", type=float, metavar="P", help="confidence in [0, 1] from which a moment is accepted (default: the checkpoint's)")
     alarms = "in place of a threshold: accept as much as keeps to so many false moments an hour of video, on what the checkpoint was fitted on"
     parser.add_argument("--max-false-alarms-per-hour", type=float, metavar="X", help=alarms)
@@ -81,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.threshold = threshold_for(options.checkpoint, limit)
     from revision_jax.grounding.grounder import Grounder
 
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights)
     for _, query in asked:
         grounder.check(query)
     results = []
@@ -112,7 +114,7 @@ def compile_programs(options: argparse.Namespace) -> None:
     from revision_jax.stored_programs import program_folder
 
     began = time.perf_counter()
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False)
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False, weights=options.weights)
     with bar(Path(options.checkpoint).name, "compiling") as progress:
         count = grounder.compile(progress)
     where = program_folder()

@@ -75,8 +75,8 @@ def export(
     """Writes `state` (nested dicts of arrays) and what belongs to it into `out_dir`; an older checkpoint there is replaced at once.
 
     tokenizer_file: a tokenizer.json; a folder `text_tokenizer` beside it goes along.
-    Floating tensors are stored as `dtype` (float16, bfloat16, float32), others as they are. Raises UserError for an unknown dtype, for a
-    value that does not fit the dtype, for a target that holds something other than a checkpoint, and when the disk is full.
+    Floating tensors are stored as `dtype` (float16, bfloat16, float32), int8 kernels as the weights they stand for, others as they are. Raises UserError
+    for an unknown dtype, for a value that does not fit the dtype, for a target that holds something other than a checkpoint, and when the disk is full.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -84,9 +84,16 @@ def export(
     if not tokenizer_file.is_file():
         raise UserError(f"{tokenizer_file}: no such tokenizer file")
     check_replaceable(out_dir)
+    from revision_jax.models.quantize import dequantized  # not before: most that read checkpoints' configs do without jax
+
     tensors, unfit = {}, []
-    for name, leaf in paths.flatten(state).items():
-        array = np.asarray(leaf)
+    leaves = paths.flatten(state)
+    for name, leaf in leaves.items():
+        array, scale = np.asarray(leaf), leaves.get(name.removesuffix("kernel") + "scale")
+        if array.dtype == np.int8 and scale is not None:
+            array = dequantized(array, np.asarray(scale))
+        elif name.endswith("/scale") and leaves.get(name.removesuffix("scale") + "kernel", leaf).dtype == np.int8:
+            continue  # of that kernel
         if is_float(array.dtype):
             with np.errstate(over="ignore"):
                 cast = array.astype(DTYPES[dtype])

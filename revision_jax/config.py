@@ -216,7 +216,7 @@ class DecoderConfig:
     scan: bool = True  # nn.scan over the layers in training; decoding is unrolled
     # What the backward pass computes again of each layer, here and in an encoder that is trained with it (models/remat.py); older configs say false or true.
     remat: Literal["none", "dots", "full", False, True] = "none"
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    attention: Literal["xla", "cudnn", "splash"] = "xla"  # cudnn: GPUs; splash: TPUs, without search signal
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of activations
 
     def __post_init__(self):
@@ -229,6 +229,7 @@ class DecoderConfig:
         _check(self.head_dim % 2 == 0, f"{w}.head_dim", f"must be even for RoPE, is {self.head_dim}")
         _one_of(f"{w}.time", self.time, ("none", "sinusoidal", "token"))
         _one_of(f"{w}.attention", self.attention, ("xla", "cudnn", "splash"))
+        _check(self.attention != "splash" or not self.signal.enabled, f"{w}.attention", "'splash' has no bias, which the search signal is: use 'xla'")
         _one_of(f"{w}.dtype", self.dtype, ("float32", "bfloat16", "float16"))
 
 
@@ -470,7 +471,8 @@ class MeshConfig:
 class TrainConfig:
     seed: int = 0
     stages: tuple[StageConfig, ...] = ()
-    base_dtype: Literal["float32", "bfloat16"] = "float32"  # of `params` wherever a stage does not train them; what is trained is float32
+    # Of `params` wherever a stage does not train them; what is trained is float32. int8: the matrices of the decoder's layers, all else bfloat16.
+    base_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     checkpoint_every: int = 250  # steps
     keep: int = 2  # the last so many checkpoints of a stage
     keep_best: int = 0  # and so many of the best, by the stage's `best`
@@ -480,9 +482,17 @@ class TrainConfig:
     def __post_init__(self):
         names = [stage.name for stage in self.stages]
         _check(len(names) == len(set(names)), "train.stages", f"names must differ, are {names}")
-        _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16"))
+        _one_of("train.base_dtype", self.base_dtype, ("float32", "bfloat16", "int8"))
         _one_of("train.not_finite", self.not_finite, ("stop", "skip"))
         _check(self.keep_best >= 0, "train.keep_best", f"must not be negative, is {self.keep_best}")
+        for stage in self.stages if self.base_dtype == "int8" else ():
+            frozen = not any(part == "params" or part == "params/decoder" or part.startswith("params/decoder/") for part in stage.train)
+            _check(frozen, "train.base_dtype", f"'int8' is for a decoder that is not trained, and stage {stage.name} trains it: use 'bfloat16'")
+
+    @property
+    def plain_dtype(self) -> str:
+        """Of `params` that are not quantised."""
+        return "bfloat16" if self.base_dtype == "int8" else self.base_dtype
 
 
 # ------------------------------------------------------------------------------------------------------------------------ everything

@@ -43,11 +43,13 @@ from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
+from revision_jax.models.quantize import quantize_state
 from revision_jax.stored_programs import stored_json, use_compile_cache
 
 if TYPE_CHECKING:
     from revision_jax.grounding.asking import AskingGrounder
 
+WEIGHTS = ("float32", "bfloat16", "int8")  # how a model's weights can be held
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
 
 
@@ -87,15 +89,21 @@ class Grounder:
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, cache_dir: str | Path | None = None, *, ask: bool = True) -> Grounder | AskingGrounder:
+    def from_pretrained(
+        cls, path: str | Path, cache_dir: str | Path | None = None, *, ask: bool = True, weights: str | None = None
+    ) -> Grounder | AskingGrounder:
         """Reads config.json, model.safetensors, tokenizer.json and, where there are any, calibration.json and text_tokenizer/tokenizer.json (of a text tower
         whose vocabulary is not the decoder's).
 
         VideoLLaMA3, converted or a directory as it is, has no levels to search with: it is asked window by window (`AskingGrounder`), unless `ask` forbids it.
+        weights: "float32", "bfloat16", or "int8" for the matrices of the decoder's layers (`models/quantize.py`); None: as the activations are.
         Of another project's directory that holds a part of a model alone an error says what is missing. Raises UserError: no such folder, a file missing or
         unreadable, tensors that do not match the config (all of them named).
         """
+        asked = weights is not None and "--weights: chooses how this project's own checkpoints are held; convert this one first (launch.convert)"
         if assemble.is_foreign(path):
+            if asked:
+                raise UserError(asked)
             if ask and formats.detect(open_source(path)).name in formats.WHOLE:
                 return _asking(path)
             return cls.from_parts([assemble.Part(path)], cache_dir=cache_dir)
@@ -103,12 +111,15 @@ class Grounder:
         use_compile_cache(cache_dir / "xla")
         config = checkpoint.load_config(path)
         if config.text is None and ask:
+            if asked:
+                raise UserError("--weights: a model that is asked window by window has no such choice; leave it out")
             return _asking(path)
-        dtype = "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
+        dtype = stored_dtype(config, weights)
         shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        state = jax.jit(quantize_state, donate_argnums=0)(shipped.state) if weights == "int8" else shipped.state
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
         text = Path(path) / checkpoint.TEXT_TOKENIZER
-        return cls(shipped.config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
+        return cls(shipped.config, state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
 
     @classmethod
     def from_parts(cls, parts: Sequence[assemble.Part], config: ExperimentConfig | None = None, cache_dir: str | Path | None = None) -> Grounder:
@@ -276,6 +287,15 @@ def _asking(path: str | Path) -> AskingGrounder:
     from revision_jax.grounding.asking import AskingGrounder  # all of chat/, which a search does not need
 
     return AskingGrounder.from_pretrained(path)
+
+
+def stored_dtype(config: ExperimentConfig, weights: str | None = None) -> str:
+    """The dtype of a model's floating weights, those that `weights` = "int8" quantises among them before. Raises UserError for another name."""
+    if weights not in (None, *WEIGHTS):
+        raise UserError(f"--weights: {weights!r} is not one of {', '.join(WEIGHTS)}")
+    if weights in (None, "int8"):
+        return "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
+    return weights
 
 
 def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:

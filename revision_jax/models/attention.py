@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from revision_jax.config import ConfigError
 
-IMPLEMENTATIONS = ("xla", "cudnn")
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 BLOCK = 2**28  # scores held at once where every row sees the same columns (an encoder's large picture): 1 GiB of float32
 
 
@@ -26,8 +26,8 @@ def attention(
 
     Grouped queries: query head h reads KV head h // (K / G). Scores, bias and softmax are float32 whatever the dtype of q; the result has q's
     dtype. A row whose columns are all masked gives zeros. Masked columns of k and v must hold finite numbers (callers clear their pads).
-    `scale` defaults to d ** -0.5. "cudnn" needs an NVIDIA GPU, bfloat16 or float16 and d a multiple of 8.
-    Raises ConfigError for an implementation that does not exist.
+    `scale` defaults to d ** -0.5. "cudnn" needs an NVIDIA GPU, bfloat16 or float16 and d a multiple of 8. "splash" is for TPUs (`splash.py`): masks of
+    columns alone, [B 1 1 M], and no bias. Raises ConfigError for an implementation that does not exist or cannot do what is asked.
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -37,6 +37,8 @@ def attention(
         return _by_rows(q, k, v, mask, scale, max(rows, 1)) if alike and rows < q.shape[1] else _xla(q, k, v, mask, bias, scale)
     if implementation == "cudnn":
         return _cudnn(q, k, v, mask, bias, scale)
+    if implementation == "splash":
+        return _splash(q, k, v, mask, bias, scale)
     raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
 
 
@@ -60,6 +62,18 @@ def cached_attention(
     weights = _softmax(scores.reshape(batch, groups, heads // groups, rows, -1), mask, bias).reshape(scores.shape)
     out = jnp.einsum("bgnm,bgmd->bgnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return jnp.moveaxis(out.reshape(batch, groups, heads // groups, rows, width), 3, 1).reshape(batch, rows, heads, width).astype(q.dtype)
+
+
+def _splash(q, k, v, mask, bias, scale):
+    from revision_jax.models.splash import splash_attention  # Pallas takes half a second to import
+
+    if bias is not None:
+        raise ConfigError("attention: 'splash' has no bias, and the search signal (decoder.signal) is one; use 'xla'")
+    if mask is not None and mask.shape[1:3] != (1, 1):
+        raise ConfigError(f"attention: 'splash' takes masks of columns, [B 1 1 M], and segments, not a mask of shape {mask.shape}; use 'xla'")
+    columns = jnp.ones((q.shape[0], k.shape[1]), jnp.int32) if mask is None else jnp.broadcast_to(mask[:, 0, 0], (q.shape[0], k.shape[1])).astype(jnp.int32)
+    rows = jnp.broadcast_to(columns.max(1, keepdims=True), q.shape[:2])  # 0, nothing, where there is no column
+    return splash_attention(q, k, v, rows, columns, causal=False, scale=scale)
 
 
 def _xla(q, k, v, mask, bias, scale):

@@ -34,10 +34,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
 from revision_jax.models.attention import attention, cached_attention
 from revision_jax.models.cache import write, write_layer
+from revision_jax.models.context import apart, parts, read_bias, sequence_attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
+from revision_jax.models.quantize import is_quantized
 from revision_jax.models.remat import rematerialised
 from revision_jax.models.rope import angles_1d, rotate
-from revision_jax.models.segments import segment_attention
 from revision_jax.sharding.activations import constrain
 
 # The bias is SIGNAL_GAIN * sum_c signal_scale_c * signal_c, with signal_scale stored as init / SIGNAL_GAIN. The factor changes nothing at the start;
@@ -65,10 +66,12 @@ def _signal_scale_init(config: DecoderConfig) -> Float[Array, "K C"]:
 class Attention(nn.Module):
     """Grouped-query self-attention with RoPE over the slots of this call, or over a cache that this call's slots are first written into.
 
-    `rows` picks the A slots that ask (all if None); mask and bias have these rows. Every slot still has its key and value.
+    `rows` picks the A slots that ask (all if None); mask and reads have these rows. Every slot still has its key and value. columns: the search signal's
+    bias in the rows that read it. segments: in place of the mask, see `Decoder.__call__`.
     """
 
     config: DecoderConfig
+    rules: str
 
     @nn.compact
     def __call__(
@@ -76,7 +79,8 @@ class Attention(nn.Module):
         x: Float[Array, "B S H"],
         angles: Float32[Array, "B S r"],
         mask: Bool[Array, "B 1 A M"] | None,
-        bias: Float[Array, "B K A M"] | None,
+        reads: Bool[Array, "B A"] | None,
+        columns: Float[Array, "B K M"] | None,
         cache: dict | None,
         start: Int[Array, "*b"] | int | None,
         rows: Int[Array, "B A"] | None,
@@ -95,11 +99,12 @@ class Attention(nn.Module):
         k, v = rotate(heads("k", c.kv_heads), angles), heads("v", c.kv_heads)
         if cache is not None:
             cache = write_layer(cache, k, v, start)
-            out = cached_attention(q, cache["k"].astype(q.dtype), cache["v"].astype(q.dtype), mask=mask, bias=bias, implementation=c.attention)
-        elif segments is not None:
-            out = segment_attention(q, k, v, segments, causal=True, implementation=c.attention)
-        else:
-            out = attention(q, k, v, mask=mask, bias=bias, implementation=c.attention)
+        if segments is not None:
+            out = sequence_attention(q, k, v, segments, causal=True, reads=reads, columns=columns, implementation=c.attention, rules=self.rules)
+        else:  # over a cache, or few rows: no kernel of whole sequences
+            bias = None if columns is None else read_bias(reads, columns)
+            how = {"mask": mask, "bias": bias, "implementation": "xla" if c.attention == "splash" else c.attention}
+            out = attention(q, k, v, **how) if cache is None else cached_attention(q, cache["k"].astype(q.dtype), cache["v"].astype(q.dtype), **how)
         return linear("o", c.width, False)(out.reshape(*out.shape[:2], -1), deterministic), cache
 
 
@@ -107,6 +112,7 @@ class Block(nn.Module):
     """Pre-norm attention and gated MLP: one layer of the decoder."""
 
     config: DecoderConfig
+    rules: str = "default"
 
     @nn.compact
     def __call__(
@@ -124,14 +130,14 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B A H"], dict | None]:
         c = self.config
         mask = mask if rows is None or mask is None else jnp.take_along_axis(mask, rows[:, None, :, None], axis=2)
-        bias = None
+        columns = None
+        reads = None if reads is None else _take(reads, rows)
         if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "signal_scale")):
             scale = self.variable("lora", "signal_scale", _signal_scale_init, c).value
             if signal is not None and reads is not None:
                 columns = jnp.einsum("kc,bmc->bkm", SIGNAL_GAIN * scale.astype(jnp.float32), signal.astype(jnp.float32))
-                bias = jnp.where(_take(reads, rows)[:, None, :, None], columns[:, :, None, :], 0.0)
         normed = RMSNorm(c.norm_eps, name="attention_norm")(x)
-        y, cache = Attention(c, name="attention")(normed, angles, mask, bias, cache, start, rows, deterministic, segments)
+        y, cache = Attention(c, self.rules, name="attention")(normed, angles, mask, reads, columns, cache, start, rows, deterministic, segments)
         x = _take(x, rows) + y
         return x + GatedMlp(c.mlp, lora=c.lora, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x), deterministic), cache
 
@@ -149,7 +155,7 @@ class Decoder(nn.Module):
         c = self.config
         normal = nn.initializers.normal(c.width**-0.5)
         self.table = self.param("embed", lambda key: {"embedding": normal(key, (c.vocab, c.width))})["embedding"]
-        self.layers = Block(c)
+        self.layers = Block(c, self.rules)
         self.norm = RMSNorm(c.norm_eps)
         self.kernel = self.table.T if c.tie_embeddings else self.param("head", lambda key: {"kernel": normal(key, (c.width, c.vocab))})["kernel"]
         if c.signal.enabled and (self.is_initializing() or self.has_variable("lora", "summary_projection")):
@@ -202,6 +208,12 @@ class Decoder(nn.Module):
         """
         c = self.config
         batch, length = valid.shape
+        more = -length % parts(self.rules) if cache is None else 0
+        if more:  # empty slots behind the last: a split sequence has equal parts
+            fill = lambda x: None if x is None else jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+            rest = {"reads": fill(reads), "signal": fill(signal), "segments": fill(segments), "summary": summary, "rows": rows, "deterministic": deterministic}
+            hidden, _ = self(fill(embeds), fill(positions), fill(valid), **rest)
+            return hidden if rows is not None else hidden[:, :length], None
         embeds = self._laid(jnp.where(valid[..., None], embeds.astype(c.dtype), 0))  # a weight of zero does not silence a NaN
         if summary is not None and reads is not None and self.summary_kernel is not None:
             added = summary.astype(jnp.float32) @ self.summary_kernel.astype(jnp.float32)
@@ -215,8 +227,12 @@ class Decoder(nn.Module):
         if cache is None:
             mask = jnp.tril(jnp.ones((length, length), bool))[None, None] & valid[:, None, None, :]
             signal = None if signal is None else jnp.where(valid[..., None], signal, 0.0)
+            if c.attention == "splash" or apart(c.attention, self.rules):
+                mask, segments = None, valid.astype(jnp.int32)  # slots that hold nothing then see nothing, too
             if c.scan or self.is_initializing():
-                hidden = _take(self._scanned(embeds, angles, mask, reads, signal, deterministic), rows)
+                hidden = _take(self._scanned(embeds, angles, mask, reads, signal, deterministic, segments), rows)
+            elif segments is not None:
+                hidden = _take(self._unrolled(embeds, angles, mask, reads, signal, None, None, None, deterministic, segments)[0], rows)
             else:
                 hidden, _ = self._unrolled(embeds, angles, mask, reads, signal, None, None, rows, deterministic)
             return self.norm(hidden), None
@@ -249,7 +265,7 @@ class Decoder(nn.Module):
         return scan(self.layers, hidden, None)[0]
 
     def _unrolled(self, hidden, angles, mask, reads, signal, caches, start, rows, deterministic, segments=None):
-        block = Block(self.config, parent=None)
+        block = Block(self.config, self.rules, parent=None)
 
         def run(layer: dict, hidden: Array, cache: dict | None, rows: Array | None, rngs: dict | None) -> tuple[Array, dict | None]:
             return block.apply(layer, hidden, angles, mask, reads, signal, cache, start, rows, deterministic, segments, rngs=rngs)
@@ -295,11 +311,13 @@ def merge_lora(config: DecoderConfig, params: dict, lora: dict) -> tuple[dict, d
     """Folds the LoRA pairs into the base: kernel + scale * a b, in float32, kept in the kernel's dtype.
 
     Returns (params of the same structure, what is left of `lora`: the signal's parameters); applied together they give what (params, lora) give,
-    without dropout, and faster. Layers in which `lora` has no pair stay as they are. There is no way back but the original.
+    without dropout, and faster. Layers in which `lora` has no pair stay as they are. There is no way back but the original. Raises ValueError for an int8 base.
     """
 
     def fold(base: dict, pairs: dict) -> tuple[dict, dict]:
         if "a" in pairs:
+            if is_quantized(base):
+                raise ValueError("merge_lora: the base is int8, which a LoRA cannot be folded into; dequantize it first")
             delta = jnp.einsum("...ir,...ro->...io", pairs["a"].astype(jnp.float32), pairs["b"].astype(jnp.float32)) * config.lora.scale
             return {**base, "kernel": (base["kernel"].astype(jnp.float32) + delta).astype(base["kernel"].dtype)}, {}
         merged, left = dict(base), {}

@@ -61,9 +61,10 @@ class RMSNorm(nn.Module):
 class LoraLinear(nn.Module):
     """x W + b, plus scale * dropout(x) a b' where the collection "lora" holds `a` and `b` for this layer.
 
-    W and its bias live in the collection "params" (`kernel` [in, out], `bias`). With `lora` given, `init` also makes the collection "lora" (it
-    needs an rng stream "lora"): `a` [in, rank] normal, `b` [rank, out] zeros, so that a fresh LoRA changes nothing. Applied without that
-    collection the layer is the plain linear one. Dropout needs the rng stream "dropout" and acts only where `deterministic` is false.
+    W and its bias live in the collection "params" (`kernel` [in, out], `bias`; `scale` [out] beside a kernel of int8, see `quantize.py`). With `lora`
+    given, `init` also makes the collection "lora" (it needs an rng stream "lora"): `a` [in, rank] normal, `b` [rank, out] zeros, so that a fresh LoRA
+    changes nothing. Applied without that collection the layer is the plain linear one. Dropout needs the rng stream "dropout" and acts only where
+    `deterministic` is false.
     """
 
     features: int
@@ -74,7 +75,11 @@ class LoraLinear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B in"], deterministic: bool = True) -> Float[Array, "*B out"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        out = x @ kernel.astype(x.dtype)
+        if self.has_variable("params", "scale"):
+            product = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+            out = (product * self.get_variable("params", "scale")).astype(x.dtype)
+        else:
+            out = x @ kernel.astype(x.dtype)
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         # A collection that is not passed at apply means: this layer has no LoRA today.

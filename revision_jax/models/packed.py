@@ -27,7 +27,8 @@ def normalised(pixels: UInt8[Array, "*B C"], vision: VisionConfig) -> Float[Arra
 def encoded(config: ExperimentConfig, params: dict, batch: Batch) -> Float[Array, "B M D"]:
     """The patches of all slots after the encoder, size after size, slot after slot; zero where nothing is. Computed in the decoder's dtype."""
     vision, found = config.encoder(config.patch_encoder), []
-    tower = VisionTransformer(vision, remat=config.decoder.remat)
+    kernel = "splash" if config.decoder.attention == "splash" else "xla"
+    tower = VisionTransformer(vision, remat=config.decoder.remat, attention=kernel, rules=config.mesh.rules)
     k = 0
     while f"pixels_{k}" in batch:
         line = lambda name, k=k: batch[f"{name}_{k}"].reshape(-1, *batch[f"{name}_{k}"].shape[2:])  # slots of all rows are the encoder's batch

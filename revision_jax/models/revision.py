@@ -22,6 +22,7 @@ from revision_jax.models import signal as search_signal
 from revision_jax.models.adapter import make_adapter
 from revision_jax.models.decoder import Decoder, init_decoder, init_lora
 from revision_jax.models.pruner import prune
+from revision_jax.models.quantize import quantize_state
 from revision_jax.models.text import TextTower
 from revision_jax.models.vision import VisionTransformer, merge_tokens
 from revision_jax.sharding.activations import constrain
@@ -56,7 +57,7 @@ def init_state(config: ExperimentConfig, key: Array) -> dict:
         params["patch_vision"] = _init_vision(config.patch_vision, jax.random.fold_in(key, 1))
     if vision.projection:
         params["projection"] = {"kernel": jax.random.normal(next(keys), (vision.width, vision.projection)) * vision.width**-0.5}
-    state = {"params": jax.tree.map(lambda x: x.astype(config.train.base_dtype), params)}
+    state = {"params": jax.tree.map(lambda x: x.astype(config.train.plain_dtype), params)}
     for level in config.grounding.levels:
         state[f"adapter/{level.name}"] = init_adapter(level, config, next(keys))
         key = next(keys)
@@ -81,6 +82,12 @@ def init_adapter(level: LevelConfig, config: ExperimentConfig, key: Array) -> di
     if level.adapter.reads_query:
         return module.init(key, frames, jnp.ones((1, 2), bool), jnp.zeros((1, 2, level.adapter.width)), jnp.ones((1, 2), bool))["params"]
     return module.init(key, frames)["params"]
+
+
+def first_state(config: ExperimentConfig, key: Array) -> dict:
+    """What training begins with: `init_state`, with an int8 decoder where `train.base_dtype` asks for it. Files never hold one."""
+    state = init_state(config, key)
+    return quantize_state(state) if config.train.base_dtype == "int8" else state
 
 
 def abstract_state(config: ExperimentConfig) -> dict:

@@ -35,8 +35,12 @@ def segment_attention(
 ) -> Float[Array, "B S K d"]:
     """`attention` inside each segment; rows of segment 0 give zeros. Masked columns of k and v must hold finite numbers.
 
-    BLOCK bounds the scores that are held at once; other implementations than "xla" take the mask as a whole.
+    BLOCK bounds the scores that are held at once; "cudnn" takes the mask as a whole, "splash" needs none.
     """
+    if implementation == "splash":
+        from revision_jax.models.splash import splash_attention
+
+        return splash_attention(q, k, v, segments, segments, causal=causal)
     batch, length, heads, width = q.shape
     size = max(1, min(length, BLOCK // (batch * heads * length)))
     if size == length or implementation != "xla":

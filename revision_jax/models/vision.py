@@ -14,16 +14,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from revision_jax.config import ConfigError, VisionConfig
 from revision_jax.models.attention import attention
+from revision_jax.models.context import sequence_attention
 from revision_jax.models.layers import LayerNorm, LoraLinear, Mlp
 from revision_jax.models.remat import rematerialised
 from revision_jax.models.rope import angles_2d, rotate
-from revision_jax.models.segments import segment_attention
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases (`q`, `k`, `v`, `out`); turns q and k by `angles` where they are given."""
+    """Multi-head self-attention with biases (`q`, `k`, `v`, `out`); turns q and k by `angles` where they are given. attention, rules: of `segments`."""
 
     heads: int
+    attention: str = "xla"
+    rules: str = "default"
 
     @nn.compact
     def __call__(
@@ -34,7 +36,11 @@ class SelfAttention(nn.Module):
         q, k, v = (LoraLinear(width, use_bias=True, name=name)(x).reshape(*x.shape[:2], self.heads, -1) for name in ("q", "k", "v"))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        seen = attention(q, k, v, mask=mask) if segments is None else segment_attention(q, k, v, segments, causal=False)
+        if segments is None:
+            seen = attention(q, k, v, mask=mask)
+        else:
+            about = {"implementation": self.attention, "rules": self.rules, "batch": "frame", "position": False}
+            seen = sequence_attention(q, k, v, segments, causal=False, **about)
         return LoraLinear(width, use_bias=True, name="out")(seen.reshape(x.shape))
 
 
@@ -45,13 +51,15 @@ class Block(nn.Module):
     mlp: int
     activation: str
     eps: float
+    attention: str = "xla"
+    rules: str = "default"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B P D"], mask: Bool[Array, "#B #K #P P"] | None, angles: Float[Array, "B P half"] | None = None,
         segments: Int[Array, "B P"] | None = None,
     ) -> Float[Array, "B P D"]:
-        x = x + SelfAttention(self.heads, name="attention")(LayerNorm(self.eps, name="norm1")(x), mask, angles, segments)
+        x = x + SelfAttention(self.heads, self.attention, self.rules, name="attention")(LayerNorm(self.eps, name="norm1")(x), mask, angles, segments)
         return x + Mlp(self.mlp, self.activation, name="mlp")(LayerNorm(self.eps, name="norm2")(x))
 
 
@@ -84,10 +92,13 @@ class VisionTransformer(nn.Module):
 
     segments: where several pictures share a line of P patches, 1, 2, .. for each, 0 for padding; they do not see each other, and "frame" means nothing.
     remat: what the backward pass computes again of each block (`remat.py`).
+    attention: what computes it where there are segments, "xla" or "splash" (`models/attention.py`); rules: the mesh's.
     """
 
     config: VisionConfig
     remat: str = "none"
+    attention: str = "xla"
+    rules: str = "default"
 
     @nn.compact
     def __call__(
@@ -121,7 +132,8 @@ class VisionTransformer(nn.Module):
         block = rematerialised(nn.remat, Block, self.remat)
         mask = seen[:, None, None, :] if segments is None else None
         for layer in range(config.layers):
-            x = block(config.heads, config.mlp, config.activation, config.norm_eps, name=f"blocks_{layer}")(x, mask, angles, segments)
+            about = (config.heads, config.mlp, config.activation, config.norm_eps, self.attention, self.rules)
+            x = block(*about, name=f"blocks_{layer}")(x, mask, angles, segments)
             blocks.append(x)
         x = LayerNorm(config.norm_eps, name="post_norm")(x)
         tokens = jnp.where(valid[..., None], x[:, 1:] if config.class_token else x, 0)

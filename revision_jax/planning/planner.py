@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import re
 import time
@@ -143,14 +144,16 @@ class Planner:
 
     def advice(self, program: Program, report: Report, mesh) -> str:
         """What would make a program fit that does not: the first remedy that the compiler agrees to, or why there is none."""
-        if report.bytes["arguments"] > report.bytes["available"]:
-            return f"weights and inputs alone take {gib(report.bytes['arguments'])} GiB of a chip: split the weights over more of them (fsdp, tensor)"
+        split = report.bytes["arguments"] > report.bytes["available"]
         tried = []
-        for label, config in remedies(program, report):
+        for label, config in itertools.chain(() if split else remedies(program, report), smaller_base(program, report)):
             again = self.report(with_mesh(program, dataclasses.replace(config, mesh=mesh)), report.strategy)
             if again.fits:
                 return f"fits with {label} ({gib(again.bytes['total'])} GiB)"
             tried.append(label)
+        if split:
+            also = f", {' or '.join(tried)} does not change that" if tried else ""
+            return f"weights and inputs alone take {gib(report.bytes['arguments'])} GiB of a chip: split the weights over more of them (fsdp, tensor){also}"
         return f"does not fit with {' or '.join(tried)} either" if tried else "there is nothing to turn down here; use more chips or another strategy"
 
 
@@ -183,6 +186,19 @@ def remedies(program: Program, report: Report) -> Iterator[tuple[str, Experiment
             ((field, value),) = change.items()
             changed = dataclasses.replace(config, train=dataclasses.replace(config.train, stages=stages))
             yield f"{told}train.stages.{program.stage.name}.{field}={value}", changed
+
+
+def smaller_base(program: Program, report: Report) -> Iterator[tuple[str, ExperimentConfig]]:
+    """As `remedies`, and tried behind them, because it changes the model's numbers: an int8 base, then that with the thriftiest of them. Nothing where a stage
+    trains the decoder."""
+    if program.kind != "train" or program.config.train.base_dtype == "int8":
+        return
+    label = "train.base_dtype=int8"
+    for told, config in (("", program.config), *list(remedies(program, report))[-1:]):
+        try:
+            yield f"{told} {label}".strip(), dataclasses.replace(config, train=dataclasses.replace(config.train, base_dtype="int8"))
+        except ConfigError:
+            return
 
 
 def needed(message: str) -> int | None:

@@ -25,7 +25,7 @@ from revision_jax.data.batch_shapes import batch_shapes
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import ProgramShape, program_shapes
-from revision_jax.models.revision import abstract_state
+from revision_jax.models.revision import abstract_state, first_state
 from revision_jax.sharding.activations import on_mesh
 from revision_jax.sharding.rules import batch_sharding, check_batch, mesh_size, tree_shardings
 from revision_jax.sharding.strategies import rules_named
@@ -120,7 +120,7 @@ def _row_positions(config: ExperimentConfig, stage: StageConfig, number: int, to
 def _train_parts(program: Program) -> tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]]:
     """(trainable, frozen, batch) of a stage, abstract."""
     config, stage = program.config, program.stage
-    state = jax.eval_shape(lambda state: begin_stage(state, stage, config.train.base_dtype), abstract_state(config))
+    state = jax.eval_shape(lambda state: begin_stage(state, stage, config.train.base_dtype), jax.eval_shape(lambda: first_state(config, jax.random.key(0))))
     batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in batch_shapes(config, stage)[program.shapes].items()}
     return *split(state, stage.train), batch
 

@@ -25,3 +25,9 @@ def constrain(x: jax.Array, rules: str, *names: str | None) -> jax.Array:
 def on_mesh(mesh: Mesh) -> jax.sharding.use_abstract_mesh:
     """Context in which `constrain` acts, for a function that is being traced. The mesh is part of what jax caches a trace by."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def platform() -> str:
+    """What is traced for: "tpu", "gpu" or "cpu". The mesh's devices say so where there is one (they need not be here), the default backend elsewhere."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

@@ -59,6 +59,12 @@ TABLE: dict[str, Names] = {
     "params/decoder/layers/attention/k|v/bias": ("layers", "kv_heads"),
     "params/decoder/layers/mlp/gate|up/kernel": ("layers", "embed", "mlp"),
     "params/decoder/layers/mlp/down/kernel": ("layers", "mlp", "embed"),
+    # scales of int8 matrices (`models/quantize.py`)
+    "params/decoder/layers/attention/q/scale": ("layers", "heads"),
+    "params/decoder/layers/attention/k|v/scale": ("layers", "kv_heads"),
+    "params/decoder/layers/attention/o/scale": ("layers", "norm"),
+    "params/decoder/layers/mlp/gate|up/scale": ("layers", "mlp"),
+    "params/decoder/layers/mlp/down/scale": ("layers", "norm"),
     # LoRA: a [in, rank], b [rank, out]
     "lora/*/layers/attention/q|k|v/a": ("layers", "embed", "rank"),
     "lora/*/layers/attention/o/a": ("layers", "heads", "rank"),

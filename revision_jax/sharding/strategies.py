@@ -5,7 +5,7 @@
     fsdp                  fsdp 64                            split 64 ways, gathered layer by layer  every weight moves twice or thrice a step (ZeRO-3)
     tensor                data 16, tensor 4                  split 4 ways, never gathered            activations are summed twice a layer (Megatron)
     fsdp_tensor           fsdp 16, tensor 4                  split 64 ways, gathered 16 ways         both, each of smaller pieces
-    fsdp_context          fsdp 16, context 4                 split 64 ways, gathered 64 ways         as fsdp; keys and values are gathered over context
+    fsdp_context          fsdp 16, context 4                 split 64 ways, gathered 64 ways         as fsdp; all-to-alls around attention (or a ring)
     fsdp_context_tensor   fsdp 8, context 2, tensor 4        split 64 ways, gathered 16 ways         all of them
 
 `mesh.rules` of a config names the rules that a run shards by, the mesh's sizes are its own fields; `Strategy.mesh` gives both for a number of devices,

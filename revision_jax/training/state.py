@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from revision_jax import paths
 from revision_jax.config import ConfigError, StageConfig
+from revision_jax.models.quantize import is_quantized
 
 State = dict[str, Any]
 
@@ -62,14 +62,19 @@ def copied(state: Mapping[str, Any], copies: tuple[tuple[str, str], ...], where:
 
 def begin_stage(state: Mapping[str, Any], stage: StageConfig, base_dtype: str = "float32") -> State:
     """The state a stage starts from: its copies made, its trained leaves in float32 (the optimizer's steps are lost in 16 bits), frozen `params` in
-    `base_dtype`, whatever a stage before has made of them."""
+    `base_dtype` (bfloat16 for "int8", beside a decoder that is quantised from the start), whatever a stage before has made of them."""
     where = f"stages.{stage.name}"
     state = copied(state, stage.copies, f"{where}.copies")
     trainable, frozen = split(state, stage.train, f"{where}.train")
     split(trainable, tuple(prefix for prefix, _ in stage.rates), f"{where}.rates")  # for its check of the prefixes
     trainable = _cast(trainable, "float32")
-    return merge(trainable, {**frozen, **({"params": _cast(frozen["params"], base_dtype)} if "params" in frozen else {})})
+    if "params" in frozen:
+        frozen = {**frozen, "params": _cast(frozen["params"], "bfloat16" if base_dtype == "int8" else base_dtype)}
+    return merge(trainable, frozen)
 
 
 def _cast(tree: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    """Floating leaves as `dtype`; int8 kernels and their scales stay as they are."""
+    if isinstance(tree, Mapping):
+        return {**tree} if is_quantized(tree) else {name: _cast(node, dtype) for name, node in tree.items()}
+    return tree.astype(dtype) if jnp.issubdtype(tree.dtype, jnp.floating) else tree

@@ -21,7 +21,8 @@ from revision_jax.data.synthetic.language import vocabulary_sentences
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer, build_word_tokenizer
 from revision_jax.errors import UserError
-from revision_jax.models.revision import abstract_state, init_state
+from revision_jax.models.quantize import quantized_leaf
+from revision_jax.models.revision import abstract_state, first_state
 from revision_jax.sharding.distributed import everywhere, in_turn
 from revision_jax.training.conversation_loss import conversation_loss
 from revision_jax.training.conversations import conversation_source, mixture
@@ -108,9 +109,11 @@ def begin_from(config: ExperimentConfig, directory: str | Path, workdir: str | P
 
     def load_state(shardings: Mapping) -> dict:
         where = paths.flatten(shardings)
-        rest = {name: where[name] for name in wanted if name not in common}
-        fresh = lambda: {name: leaf for name, leaf in paths.flatten(init_state(config, jax.random.key(config.train.seed))).items() if name in rest}
-        leaves = {name: checkpoint.placed(source, name, wanted[name].dtype, where[name]) for name in common}
+        leaves = {}
+        for name in common:  # quantised one by one, where that is asked for: the float model is never there as a whole
+            leaves |= quantized_leaf(name, checkpoint.placed(source, name, wanted[name].dtype, where[name]), where)
+        rest = {name: sharding for name, sharding in where.items() if name not in leaves}
+        fresh = lambda: {name: leaf for name, leaf in paths.flatten(first_state(config, jax.random.key(config.train.seed))).items() if name in rest}
         return paths.unflatten(dict(sorted({**leaves, **jax.jit(fresh, out_shardings=rest)()}.items())))
 
     return load_state
@@ -157,6 +160,6 @@ def make_task(
     def flops(stage: StageConfig, trainable: dict, frozen: dict, batch: dict) -> int:
         return model_flops(config, lambda config: loss_of(config, stage, tokenizer), trainable, frozen, batch)
 
-    first: Callable[[], dict] = lambda: init_state(config, jax.random.key(config.train.seed))
+    first: Callable[[], dict] = lambda: first_state(config, jax.random.key(config.train.seed))
     made = {"make_loss": make_loss, "make_examples": make_examples, "before_stage": before_stage, "load_state": load_state, "check": check, "flops": flops}
     return Task(init_state=first, **made)

@@ -1,12 +1,15 @@
 """The planner itself, on one CPU device: reports, their cache, refusals, remedies."""
 
 import dataclasses
+import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from revision_jax.config import ConfigError
 from revision_jax.planning import topologies
-from revision_jax.planning.planner import Planner, needed, remedies
+from revision_jax.planning.planner import Planner, needed, remedies, smaller_base
 from revision_jax.planning.programs import all_programs, chip_bytes, with_mesh
 from revision_jax.planning.report import Report
 from revision_jax.planning.vocabulary import stand_in
@@ -81,6 +84,7 @@ def test_a_batch_that_does_not_divide_is_a_report_that_says_so(program, topology
 def test_arguments_that_do_not_fit_are_not_compiled(program, topology):
     small = dataclasses.replace(CHIPS["v5e"], usable_gib=1e-5)
     (report,) = Planner(dataclasses.replace(topology, chip=small)).plan([program], [strategy_named("dp")])
+    assert report.advice.endswith("train.base_dtype=int8 does not change that")
     assert report.fits is False and report.compile_s == 0 and report.lacks == report.bytes["arguments"] - small.usable
     assert report.advice.startswith("weights and inputs alone take") and "split the weights" in report.advice
 
@@ -119,3 +123,39 @@ def test_advice_is_the_first_remedy_that_fits(program, topology, monkeypatch):
     monkeypatch.setattr(Planner, "_made", made)
     assert Planner(topology).advice(program, report, CONFIG.mesh) == "fits with decoder.remat=full train.stages.1a.accumulate=2 (15.00 GiB)"
     assert tried == [("dots", 16, 1), ("full", 16, 1), ("full", 16, 2)]
+
+
+def test_an_int8_base_is_the_last_remedy_and_the_only_one_where_the_weights_do_not_fit(program, topology, monkeypatch):
+    sizes = {"arguments": 2 * GIB, "total": 20 * GIB, "available": 16 * GIB}
+    report = Report("train 1a", "train", "dp", "v5e:8x8", {}, 16, 0, fits=False, bytes=sizes)
+    others = [label for label, _ in remedies(program, report)]
+    found = dict(smaller_base(program, report))
+    assert list(found) == ["train.base_dtype=int8", f"{others[-1]} train.base_dtype=int8"]
+    tried = []
+
+    def made(self, program, strategy):
+        tried.append(program.config.train.base_dtype)
+        return dataclasses.replace(report, fits=program.config.train.base_dtype == "int8", bytes={**sizes, "total": 15 * GIB})
+
+    monkeypatch.setattr(Planner, "_made", made)
+    assert Planner(topology).advice(program, report, CONFIG.mesh) == "fits with train.base_dtype=int8 (15.00 GiB)"
+    assert tried == ["float32"] * len(others) + ["int8"]
+    tried.clear()
+    large = dataclasses.replace(report, bytes={**sizes, "arguments": 17 * GIB})
+    assert Planner(topology).advice(program, large, CONFIG.mesh) == "fits with train.base_dtype=int8 (15.00 GiB)" and tried == ["int8"]
+    stages = (dataclasses.replace(program.stage, train=("params/decoder",)), *CONFIG.train.stages[1:])
+    trained = with_mesh(program, dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, stages=stages)))
+    assert list(smaller_base(trained, report)) == []
+
+
+def test_an_int8_base_takes_fewer_bytes_of_a_chip(program, topology):
+    mesh = make_mesh(CONFIG.mesh, topology.devices)
+    small = with_mesh(program, dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, base_dtype="int8")))
+    half = with_mesh(program, dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, base_dtype="bfloat16")))
+    sizes = []
+    for one in (half, small):
+        arguments = one.lowered(mesh)[1][1]["params"]["decoder"]["layers"]
+        sizes.append(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments)))
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(arguments) if leaf.dtype == jnp.int8)
+    scales = sum(leaf.size for leaf in jax.tree.leaves(arguments) if leaf.dtype == jnp.float32)
+    assert kernels > 0 and sizes[0] - sizes[1] == kernels - 4 * scales  # two bytes became one, and there are scales

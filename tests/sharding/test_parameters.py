@@ -8,6 +8,7 @@ import pytest
 from configs.tiny import get_config
 from revision_jax import paths
 from revision_jax.config import ConfigError
+from revision_jax.models.quantize import quantize_state
 from revision_jax.models.revision import abstract_state
 from revision_jax.sharding.mesh import make_mesh
 from revision_jax.sharding.parameters import TABLE, axes_of, matches
@@ -38,7 +39,8 @@ def test_every_parameter_has_one_entry(config):
 
 
 def test_every_entry_is_used_by_some_model():
-    names = {name for _, config in variants() for name in paths.flatten(abstract_state(config))}
+    names = {name for _, config in variants() for name in paths.flatten(jax.eval_shape(quantize_state, abstract_state(config)))}
+    names |= {name for _, config in variants() for name in paths.flatten(abstract_state(config))}
     assert [pattern for pattern in TABLE if not any(matches(pattern, name) for name in names)] == []
 
 
