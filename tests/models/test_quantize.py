@@ -15,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 from revision_jax import checkpoint, paths
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig, TrainConfig
 from revision_jax.data.tokenizer import build_word_tokenizer
-from revision_jax.models.decoder import init_cache, merge_lora, split_layers
+from revision_jax.models.cache import init_cache
+from revision_jax.models.decoder import merge_lora, split_layers
 from revision_jax.models.layers import LoraLinear
 from revision_jax.models.quantize import dequantized, is_quantized, quantize_layers, quantize_state, quantized, scale_name
 from revision_jax.models.revision import first_state
