@@ -149,7 +149,7 @@ def _retrieve(options: argparse.Namespace) -> None:
     else:
         result, name = _ranked(options), "this run"
         if options.json:
-            video_retrieval.save(options.json, result)
+            report.save(options.json, result)
         _console().print(video_retrieval.table(result))
     if others:
         comparison = video_retrieval.compare(result, others[-1])

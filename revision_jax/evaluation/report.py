@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,19 @@ def save(path: str | Path, report: dict[str, Any]) -> None:
 
 def load(path: str | Path) -> dict[str, Any]:
     """Reads what `save` wrote; raises UserError for anything else."""
+    return read(path, outcomes_of, "an evaluation")
+
+
+def read(path: str | Path, check: Callable[[dict[str, Any]], object], kind: str) -> dict[str, Any]:
+    """Reads a report that `save` wrote. `check` raises ValueError, KeyError, TypeError or AttributeError for one that is not of this kind: UserError here."""
     path = Path(path)
     try:
-        report = json.loads(path.read_text())
-        outcomes_of(report)
+        report = json.loads(path.read_text(encoding="utf-8"))
+        check(report)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the --json file of another evaluation") from None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not the --json file of an evaluation ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path}: is not the --json file of {kind} ({type(error).__name__}: {error})") from None
     return report
 
 

@@ -9,7 +9,6 @@ own.) Sources: Yu et al., ECCV 2018 (JSFusion, 1,000 pairs: 1k-A); the figures o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,8 +19,8 @@ from rich.table import Table
 
 from revision_jax.errors import UserError
 from revision_jax.evaluation import exam, figures
+from revision_jax.evaluation import report as reports
 from revision_jax.evaluation.datasets import Item
-from revision_jax.files import write_text
 from revision_jax.grounding.grounder import Grounder
 from revision_jax.grounding.retrieve import rank_videos
 from revision_jax.grounding.source import Source
@@ -107,24 +106,15 @@ def _table(questions: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {"rank": np.asarray([question["rank"] for question in questions], np.float64)}
 
 
-def save(path: str | Path, report: dict[str, Any]) -> None:
-    """Writes the JSON whole or not at all."""
-    write_text(path, json.dumps(report, indent=1) + "\n")
-
-
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads what `save` wrote; raises UserError for anything else."""
-    path = Path(path)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if report["kind"] != KIND or not _table(report["questions"])["rank"].size:
-            raise ValueError(f"kind is {report['kind']!r}")
-        _keys(report)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the --json file of another evaluation") from None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is not the --json file of an evaluation of {KIND} ({type(error).__name__}: {error})") from None
-    return report
+    """Reads what `report.save` wrote of `build`'s; raises UserError for anything else."""
+    return reports.read(path, _check, f"an evaluation of {KIND}")
+
+
+def _check(report: dict[str, Any]) -> None:
+    if report["kind"] != KIND or not _table(report["questions"])["rank"].size:
+        raise ValueError(f"kind is {report['kind']!r}")
+    _keys(report)
 
 
 def _keys(report: dict[str, Any]) -> list[tuple[str, str]]:

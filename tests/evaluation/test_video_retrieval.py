@@ -15,6 +15,7 @@ from revision_jax.config import DataConfig, LevelConfig, PromptConfig
 from revision_jax.data.features import FeatureHeader, FeatureWriter, store_path
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
+from revision_jax.evaluation import report as reports
 from revision_jax.evaluation import video_retrieval
 from revision_jax.grounding import retrieve
 from tests.grounding.conftest import TOKENS, WIDTH, WORDS, noisy_state, small_config
@@ -62,7 +63,7 @@ def report(ranks, **about):
 
 def test_reports_are_kept_and_compared(tmp_path):
     good, bad = report([1.0] * 20), report([30.0] * 19 + [1.0])
-    video_retrieval.save(tmp_path / "a.json", good)
+    reports.save(tmp_path / "a.json", good)
     assert video_retrieval.load(tmp_path / "a.json") == good and good["intervals"]["R@1"] == [100, 100]
     found = video_retrieval.compare(good, bad, resamples=200)
     assert found["R@1"]["better"] and found["MdR"]["better"] and found["MdR"]["difference"] == -29
