@@ -59,7 +59,7 @@ class Hdf5Source:
 
     def __init__(self, path: str | Path):
         """Raises UserError without h5py, and for a file that is no HDF5."""
-        self.path, self._h5py = Path(path), _optional("h5py")
+        self.path, self._h5py = Path(path), optional("h5py")
         with self._file() as file:
             self._keys = list(file.keys())
 
@@ -135,7 +135,7 @@ class LmdbSource:
 
     def __init__(self, path: str | Path):
         """Raises UserError without lmdb, and for what is no LMDB."""
-        self.path, lmdb = Path(path), _optional("lmdb")
+        self.path, lmdb = Path(path), optional("lmdb")
         if not self.path.exists():
             raise UserError(f"{self.path}: no such LMDB")
         try:
@@ -273,7 +273,8 @@ def _reading(name: str, member: str) -> Iterator[None]:
         raise Broken(f"{name}: {member} cannot be read ({error})") from None
 
 
-def _optional(module: str) -> ModuleType:
+def optional(module: str) -> ModuleType:
+    """h5py or lmdb. Raises UserError that says how to get it."""
     try:
         return importlib.import_module(module)
     except ImportError:
