@@ -36,6 +36,14 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+def share(text: str) -> tuple[int, int]:
+    """(I, N) of an option --shard I/N. Raises UserError for another form."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise UserError(f"--shard: {text!r} is not I/N, such as 0/4")
+    return int(number), int(count)
+
+
 @contextmanager
 def counting_bar(unit: str = "left", speed_estimate_period: float = 30.0) -> Iterator[Progress | None]:
     """A bar of things done, of how many, with the time left; None but on a terminal."""

@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     imitate.add_argument("name", metavar="NAME", choices=("mad",), help="mad")
     imitate.add_argument("--out", required=True, metavar="DIR", help="an empty or a new folder")
     imitate.add_argument("--films", type=int, default=3, metavar="N", help="one of them is validation, one is test (default 3)")
-    imitate.add_argument("--minutes", type=float, default=45.0, metavar="M", help="of each film (default 45)")
+    imitate.add_argument("--minutes", type=float, default=40.0, metavar="M", help="of each film (default 40)")
     imitate.add_argument("--questions", type=int, default=300, metavar="N", help="in all (default 300)")
     imitate.add_argument("--width", type=int, default=768, metavar="D", help="numbers a frame or token (default 768)")
     imitate.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed, the same set (default 0)")

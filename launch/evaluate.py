@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.cli import Parser, run
+from launch.cli import Parser, run, share
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny"
 
@@ -43,6 +43,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     handed_in = "the answers in the form that the dataset's owners score (QVHighlights', MAD's, ExtremeWhenBench's)"
     parser.add_argument("--submission", metavar="FILE", help=handed_in)
     parser.add_argument("--compare", nargs="+", metavar="FILE", help=compared)
+    published = "the papers' table of this dataset with this run's column, as Markdown, where their figures are known (mad, vidchapters)"
+    parser.add_argument("--published", metavar="FILE", help=published)
+    held = "how the weights are held: int8 is for the matrices of the decoder's layers (default: as the checkpoint's activations)"
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
+    shared = "ask only the I-th (from 0) of N shares of the videos, for one of N processes; the same command without it then reports on all"
+    parser.add_argument("--shard", metavar="I/N", help=shared)
     parser.add_argument("--cache", metavar="DIR", help="where encoded videos are kept (default: the user's cache folder)")
     parser.add_argument("--workdir", metavar="DIR", help="where the answers are kept until the run is complete (default: answers/ in the cache folder)")
     return parser.parse_args(arguments)
@@ -62,13 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from revision_jax import checkpoint
     from revision_jax.errors import UserError
-    from revision_jax.evaluation import datasets, exam, fitting, submissions
+    from revision_jax.evaluation import datasets, exam, fitting, published, submissions
     from revision_jax.evaluation.baselines import BASELINES, leave_out, make
 
     config = checkpoint.load_config(options.checkpoint)
     if options.baseline is not None and options.baseline not in BASELINES:
         raise UserError(f"--baseline: {options.baseline!r} is not one of {', '.join(BASELINES)}")
     leave_out(config, options.without)
+    from revision_jax.extraction.jobs import shard
+    from revision_jax.files import write_text
     from revision_jax.grounding.grounder import Grounder, default_cache
 
     cache = Path(options.cache) if options.cache else default_cache()
@@ -83,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             videos, features = (Path(place) if place else None for place in (options.videos, options.features))
             items = datasets.field(options.dataset, Path(options.data), split, videos, options.limit, features)
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache, ask=False)
+    if options.shard:
+        items = shard(items, *share(options.shard))
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache, ask=False, weights=options.weights)
     if options.queries:
         grounder.use_queries(options.queries)
     if options.fit:
@@ -91,21 +101,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     method = make(options.baseline, grounder, fitting.stored(options.checkpoint), options.without)
     given = [f"{name} {Path(place).resolve()}" for name, place in (("features", options.features), ("queries", options.queries)) if place]
+    given += [f"weights {options.weights}"] if options.weights else []
     answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k, given)
     with _progress("asking") as progress:
         outcomes = exam.run(grounder, method, items, answers, top_k=options.top_k, progress=progress)
+    if options.shard:
+        print(f"share {options.shard}: {len(outcomes)} questions about {len(items)} videos answered; without --shard the same command reports on all")
+        return
     result = report.build(outcomes, exam.about(options.checkpoint, method, options.dataset, split, items, options.top_k))
     if options.json:
         report.save(options.json, result)
     if options.submission:
         submissions.write(options.submission, outcomes, submissions.form_of(options.dataset))
     _console().print(report.table(result))
+    if options.published:
+        write_text(options.published, published.markdown(options.dataset, result))
+        _console().print(published.table(options.dataset, result))
     if others:
         _compare(result, others[0], "this run", options.compare[0])
 
 
 def _check(options: argparse.Namespace) -> None:
     from revision_jax.errors import UserError
+    from revision_jax.evaluation import published
     from revision_jax.evaluation.datasets import DATASETS
 
     if options.dataset.partition("/")[0] not in DATASETS:
@@ -131,10 +149,18 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--compare: takes one file, or two to compare them with each other; got {len(options.compare)}")
     if options.fit and (options.baseline or options.compare or options.without):
         raise UserError("--fit: fits the whole model and all baselines at once; leave out --baseline, --without and --compare")
-    if options.dataset.partition("/")[0] == RETRIEVAL and (options.fit or options.baseline or options.without or options.submission):
-        raise UserError(f"--dataset: {RETRIEVAL} asks which video it is; leave out --fit, --baseline, --without and --submission")
+    if options.dataset.partition("/")[0] == RETRIEVAL and (
+        options.fit or options.baseline or options.without or options.submission or options.shard or options.weights
+    ):
+        raise UserError(f"--dataset: {RETRIEVAL} asks which video it is; leave out --fit, --baseline, --without, --submission, --shard and --weights")
     if options.baseline and options.without:
         raise UserError("--without: leaves out levels of the model; a baseline has none")
+    if options.shard and (options.fit or options.json or options.submission or options.published or options.compare):
+        raise UserError("--shard: a share of the videos has no report; leave out --json, --submission, --published, --compare and --fit")
+    if options.shard:
+        share(options.shard)
+    if options.published:
+        published.check(options.dataset)
     if options.fit and options.split in ("test", "composition", "length"):
         raise UserError(f"--split: {options.split} is for the exam; fit on validation")
 

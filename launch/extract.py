@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from revision_jax.extraction.jobs import FeatureExtractor, find_jobs, shard
 
     jobs = find_jobs(options.videos)
-    mine = shard(jobs, *_share(options.shard))
+    mine = shard(jobs, *share(options.shard))
     extractor = FeatureExtractor(options.checkpoint, options.out, options.rate, options.patches)
     outcomes: list[Outcome] = []
     with _progress(mine) as watch:
@@ -81,15 +81,6 @@ def report(outcomes: Sequence[Outcome]) -> int:
         if outcome.what == "failed":
             print(f"failed: {' '.join(outcome.reason.split())}", file=sys.stderr)
     return 1 if counts["failed"] else 0
-
-
-def _share(text: str) -> tuple[int, int]:
-    from revision_jax.errors import UserError
-
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal()):
-        raise UserError(f"--shard: {text!r} is not I/N, such as 0/4")
-    return int(number), int(count)
 
 
 def _tell(outcome: Outcome, number: int, count: int) -> None:

@@ -11,8 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launch.cli import Parser, counting_bar, run
+
+if TYPE_CHECKING:
+    from revision_jax.data.datasets.schema import Example
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -26,8 +30,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, metavar="FPS", help="of the videos' features: MAD 5, VidChapters 2")
     parser.add_argument("--width", type=int, default=768, metavar="D", help="numbers a frame or token (default 768)")
     parser.add_argument("--array", metavar="NAME", help="which array, where a key has several")
-    parser.add_argument("--durations", metavar="FILE", help="JSON, {video: seconds}: these videos only, and features that do not fit their length are refused")
-    parser.add_argument("--queries", metavar="FILE", help="JSON, {key: text of the query}: the source holds token features of queries")
+    these = "JSON, {video: seconds}, or a built dataset's folder: these videos only, and features that do not fit their length are refused"
+    parser.add_argument("--durations", metavar="PATH", help=these)
+    asked = "JSON, {key: text of the query}, or a built dataset's folder (keys are its query ids): the source holds token features of queries"
+    parser.add_argument("--queries", metavar="PATH", help=asked)
     parser.add_argument("--max-tokens", type=int, metavar="N", help="with --queries: tokens beyond are cut off")
     parser.add_argument("--skip-bad", action="store_true", help="leave out and count what cannot be used, instead of ending with an error")
     return parser.parse_args(arguments)
@@ -46,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.queries is not None and (options.rate is not None or options.durations is not None):
         raise UserError("--queries: queries have no --rate and no --durations")
     common = {"encoder": options.encoder or CLIP_L14, "width": options.width, "on_bad": "skip" if options.skip_bad else "error"}
-    durations = _table(options.durations, (int, float), "seconds")
-    queries = _table(options.queries, str, "text")
+    durations = _table(options.durations, (int, float), "seconds", lambda example: (example.video_id, float(example.duration_s)))
+    queries = _table(options.queries, str, "text", lambda example: (example.query_id, example.query))
     source = open_source(options.source)
     with _progress() as progress:
         if queries is not None:
@@ -60,12 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(result)
 
 
-def _table(file: str | None, kind: type | tuple[type, ...], what: str) -> dict | None:
-    """A JSON object of one kind of values. Raises UserError."""
+def _table(file: str | None, kind: type | tuple[type, ...], what: str, of_example: Callable[[Example], tuple[str, Any]]) -> dict | None:
+    """A JSON object of one kind of values, or what `of_example` says of each example of all splits of a built dataset. Raises UserError."""
     from revision_jax.errors import UserError
 
     if file is None:
         return None
+    if Path(file).is_dir():
+        from revision_jax.data.datasets.build import at, examples
+
+        built = at(file)
+        return dict(of_example(example) for split in built.counts for example in examples(built, split))
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

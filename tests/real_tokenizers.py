@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -15,7 +16,7 @@ LINES = (
 )
 
 
-def sentencepiece_like() -> tokenizers.Tokenizer:
+def sentencepiece_like(lines: Sequence[str] = LINES, vocab_size: int = 330) -> tokenizers.Tokenizer:
     """As LLaMA's: a blank is put in front and blanks are "\u2581", digits stand alone, unknown characters become bytes."""
     special = ["<unk>", "<s>", "</s>"]
     normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -24,7 +25,7 @@ def sentencepiece_like() -> tokenizers.Tokenizer:
     learn.normalizer = normalizer
     words = [pre_tokenizers.Split("\u2581", "merged_with_next"), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation("isolated")]
     learn.pre_tokenizer = pre_tokenizers.Sequence(words)
-    learn.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False))
+    learn.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False))
     learnt = json.loads(learn.to_str())["model"]
     pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *(token for token in learnt["vocab"] if token not in special)]
     vocabulary, merges = {token: i for i, token in enumerate(pieces)}, [tuple(pair) for pair in learnt["merges"]]

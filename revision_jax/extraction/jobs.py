@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from revision_jax import checkpoint, paths
 from revision_jax.claims import claim
@@ -26,6 +26,7 @@ from revision_jax.models.revision import abstract_state
 SUFFIXES = frozenset([".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".ogv", ".3gp"])
 ENCODERS = ("params/vision/", "params/projection/", "params/patch_vision/")  # the tensors that encoding needs
 Progress = Callable[[float, float], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
 
 
-def shard(jobs: Sequence[Job], index: int, count: int) -> list[Job]:
+def shard(jobs: Sequence[T], index: int, count: int) -> list[T]:
     """Every `count`-th job from the `index`-th on: the shares of all indices are disjoint and are all jobs together. Raises UserError for no such share."""
     if not 0 <= index < count:
         raise UserError(f"shard {index}/{count}: the number must lie in 0..{count - 1}")

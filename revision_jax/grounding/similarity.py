@@ -17,8 +17,10 @@ CHUNK = 1024  # frames of one device call
 def frame_similarity(programs: Programs, source: Source, questions: Sequence[Question]) -> Float[np.ndarray, "Q T"]:
     """Similarity in [0, 1] of all T stored frames, for each question; frame i is the tick i / rate. Reads the film once.
 
-    Raises UserError for a model whose image and text towers share no space.
+    Raises UserError for a model whose image and text towers share no space, and for a store of text features that holds tokens alone.
     """
+    if programs.queries is not None and "vectors" not in programs.queries.arrays:
+        raise UserError(f"{programs.queries.path}: holds no vectors of the questions, only tokens; leave it out, and the text tower makes them")
     if not programs.has_similarity:
         raise UserError("vision.projection: frames and questions share no space in this model, so there is no similarity to search by")
     out = np.zeros((len(questions), source.frames), np.float32)

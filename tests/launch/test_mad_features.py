@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
-import jax
 import numpy as np
 import pytest
 
-import configs
-from launch import datasets, evaluate, import_features, score, train
+from launch import evaluate, import_features, score, train
 from launch.cli import run
 from revision_jax import checkpoint
-from revision_jax.config import override
 from revision_jax.data.tokenizer import FILE
-from revision_jax.models.revision import init_state
-from tests.real_tokenizers import byte_level, sentencepiece_like
+from tests import mad_path
+from tests.mad_path import CAPTIONS, WORDS
 
-PRESET = str(Path(configs.__file__).parent / "revisionllm_7b_mad.py")
-WIDTH, SECONDS = 16, 90.0
-WORDS, CAPTIONS = sentencepiece_like(), byte_level(("<|startoftext|>", "<|endoftext|>"))
 ADAPTER = [f"grounding.levels.{level}.adapter.{field}" for level in ("sparse-100", "sparse-33", "dense") for field in ("width=16", "heads=4", "mlp=8")]
 # Windows of 20 s, groups of 8 and 3 of them; batches of 4, two steps a stage.
 OVERRIDES = [
@@ -37,61 +30,22 @@ OVERRIDES = [
     *(f"train.stages.{stage}.{field}" for stage in ("1a", "1b", "2", "2-33") for field in ("steps=2", "batch=4")),
     *("train.stages.2.absent=0.5", "train.log_every=1"),
 ]  # fmt: skip
-MOVIES = {"train": (1, 2, 3), "val": (4,), "test": (5, 6)}
-
-
-def queries(movie):
-    """MAD's rows of a movie: three sentences of 3 to 9 s."""
-    starts = (5.0 + movie, 40.0, 70.0 - movie)
-    return {
-        f"{movie}{number}": {"movie": f"movie {movie}", "sentence": f"A man {number} opens the door of car {movie}.", "movie_duration": SECONDS,
-                             "timestamps": [start, start + 3.0 + 3 * number]}
-        for number, start in enumerate(starts)
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Owners' files, built and imported; and a checkpoint to begin with: `convert`'s layout, random."""
+    """Three training films of 90 s, one of validation, one of test; 15 questions."""
     folder = tmp_path_factory.mktemp("mad")
-    manual, texts = folder / "manual", folder / "texts"
-    manual.mkdir()
-    texts.mkdir()
-    random, keys = np.random.default_rng(0), {}
-    with h5py.File(manual / "features.h5", "w") as file:
-        for split, movies in MOVIES.items():
-            rows = {key: row for movie in movies for key, row in queries(movie).items()}
-            (manual / f"MAD_{split}.json").write_text(json.dumps(rows))
-            keys |= {key: row["sentence"] for key, row in rows.items()}
-            for movie in movies:
-                file[f"movie {movie}"] = random.normal(size=(round(5 * SECONDS), WIDTH)).astype(np.float16)
-    for key in keys:
-        np.savez(texts / f"{key}.npz", token_features=random.normal(size=(9, WIDTH)), cls_features=random.normal(size=WIDTH))
-    (folder / "durations.json").write_text(json.dumps({f"movie {movie}": SECONDS for movies in MOVIES.values() for movie in movies}))
-    (folder / "texts.json").write_text(json.dumps(keys))
-    datasets.main(["build", "mad", "--manual", str(manual), "--out", str(folder / "built")])
-    shared = ["--width", str(WIDTH)]
-    source = str(manual / "features.h5")
-    import_features.main([source, "--rate", "5", "--durations", str(folder / "durations.json"), "--out", str(folder / "stores"), *shared])
-    import_features.main([source, "--rate", "5", "--encoder", "clip-vit-base-patch32", "--out", str(folder / "others"), *shared])
-    import_features.main([str(texts), "--queries", str(folder / "texts.json"), "--out", str(folder / "queries"), *shared])
-    tokenizers = folder / "tokenizers"
-    (tokenizers / checkpoint.TEXT_TOKENIZER).mkdir(parents=True)
-    (tokenizers / FILE).write_text(WORDS.to_str())
-    (tokenizers / checkpoint.TEXT_TOKENIZER / FILE).write_text(CAPTIONS.to_str())
-    config = override(train.load_config(PRESET), OVERRIDES)
-    checkpoint.export(init_state(config, jax.random.key(1)), config, tokenizers / FILE, folder / "begin", dtype="float32")
+    mad_path.make_set(folder, films=5, minutes=1.5, questions=15, width=16)
+    source = str(folder / "manual" / mad_path.FRAMES)
+    import_features.main([source, "--rate", "5", "--encoder", "clip-vit-base-patch32", "--out", str(folder / "others"), "--width", "16"])
+    mad_path.begin(folder, OVERRIDES, "float32")
     return folder
-
-
-def arguments(place: Path, workdir: str, *more: str, features: str = "stores") -> list[str]:
-    where = [f"data.root={place / 'built'}", f"data.features={place / features}"]
-    return [PRESET, "--workdir", str(place / workdir), "--init", str(place / "begin"), *OVERRIDES, *where, *more]
 
 
 @pytest.fixture(scope="module")
 def trained(place) -> Path:
-    assert train.main(arguments(place, "run")) == 0
+    assert train.main(mad_path.training(place, "run", OVERRIDES)) == 0
     return place / "run" / "checkpoint"
 
 
@@ -105,28 +59,54 @@ def test_it_trains_all_stages_and_keeps_both_tokenizers(trained, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [[], ["--queries"]], ids=["text tower", "text features"])
-def test_it_is_evaluated_on_features_alone(trained, place, given, tmp_path):
-    extra = [*given, str(place / "queries")] if given else []
-    evaluate.main([
-        "--checkpoint", str(trained), "--dataset", "mad", "--data", str(place / "built"), "--features", str(place / "stores"), "--split", "test",
-        "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "report.json"), *extra,
-    ])  # fmt: skip
+@pytest.mark.parametrize("given", ["", "queries"], ids=["text tower", "text features"])
+def test_it_is_evaluated_on_features_alone_beside_the_papers(trained, place, given, tmp_path, capsys):
+    files = ["--top-k", "10", "--json", str(tmp_path / "report.json"), "--published", str(tmp_path / "table.md")]
+    extra = ["--queries", str(place / given)] if given else []
+    evaluate.main(mad_path.evaluating(place, trained, *files, *extra))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["run"]["videos"] == 2 and report["counts"]["questions"] == 6
+    assert report["run"]["videos"] == 1 and report["counts"]["questions"] == 2
     assert 0 <= report["R1@0.1"] <= 100 and report["oracle_window_mIoU"] is not None
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (tmp_path / "table.md").read_text().splitlines()]
+    ours = {row[0]: row[table[0].index("here")] for row in table[2:]}
+    assert ours["R10@0.5"] == f"{report['R10@0.5']:.1f}" and ours["R50@0.1"] == "-"  # ten were asked for
+    assert table[2][table[0].index("ReVisionLLM")] == "15" and "the papers' figures" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_shares_of_the_videos_are_asked_apart_and_told_together(trained, place, capsys, tmp_path):
+    asked = mad_path.evaluating(place, trained, "--split", "train", "--baseline", "random", "--workdir", str(tmp_path / "answers"))
+    for number in (0, 1):
+        evaluate.main([*asked, "--shard", f"{number}/2"])
+        assert f"share {number}/2: {(6, 3)[number]} questions about {(2, 1)[number]} videos answered" in capsys.readouterr().out
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").rglob("*.jsonl")}
+    evaluate.main([*asked, "--json", str(tmp_path / "report.json")])
+    assert json.loads((tmp_path / "report.json").read_text())["counts"]["questions"] == 9
+    assert len(kept) == 3 and kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "answers").rglob("*.jsonl")}
+
+
+@pytest.mark.slow
+def test_frame_retrieval_finds_what_was_planted_and_wants_vectors_for_it(trained, place, tmp_path, capsys):
+    asked = mad_path.evaluating(place, trained, "--split", "train", "--baseline", "retrieval")
+    evaluate.main([*asked, "--queries", str(place / "sentences"), "--json", str(tmp_path / "report.json")])
+    assert json.loads((tmp_path / "report.json").read_text())["R1@0.1"] == 100
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(lambda: evaluate.main([*asked, "--queries", str(place / "queries")]))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and error.startswith("error: ") and "queries: holds no vectors" in error
 
 
 @pytest.mark.slow
 def test_it_trains_on_text_features_in_place_of_the_tower(place):
-    assert train.main(arguments(place, "run-queries", "--stages", "1a,1b", f"data.queries={place / 'queries'}")) == 0
+    assert train.main(mad_path.training(place, "run-queries", OVERRIDES, "--stages", "1a,1b", f"data.queries={place / 'queries'}")) == 0
 
 
 @pytest.mark.slow
 def test_features_of_another_encoder_are_refused(trained, place, capsys):
     for main, given in (
-        (train.main, arguments(place, "run-others", features="others")),
-        (evaluate.main, ["--checkpoint", str(trained), "--dataset", "mad", "--data", str(place / "built"), "--features", str(place / "others")]),
+        (train.main, mad_path.training(place, "run-others", OVERRIDES, features="others")),
+        (evaluate.main, mad_path.evaluating(place, trained, features="others")),
     ):
         with pytest.raises(SystemExit) as caught:
             run(lambda main=main, given=given: main(given))
@@ -137,13 +117,12 @@ def test_features_of_another_encoder_are_refused(trained, place, capsys):
 @pytest.mark.slow
 def test_semi_hard_negatives_by_its_own_scores(trained, place, capsys):
     file = str(place / "scores")
-    score.main([
-        "--checkpoint", str(trained), "--dataset", "mad", "--data", str(place / "built"), "--features", str(place / "stores"), "--out", file, "--keep", "8",
-    ])  # fmt: skip
+    where = ["--data", str(place / "datasets"), "--features", str(place / "stores")]
+    score.main(["--checkpoint", str(trained), "--dataset", "mad", *where, "--out", file, "--keep", "8"])
     name = checkpoint.identity(trained)
     assert capsys.readouterr().out == f"{file}: 9 questions, scored by {name}\n"
     semi_hard = ["--stages", "1a", 'train.stages.1a.negatives=[["semi_hard", 1.0]]', f"train.stages.1a.examples.scores={file}"]
-    assert train.main(arguments(place, "run-scores", *semi_hard, f"train.stages.1a.examples.scored_by={name}")) == 0
+    assert train.main(mad_path.training(place, "run-scores", OVERRIDES, *semi_hard, f"train.stages.1a.examples.scored_by={name}")) == 0
     with pytest.raises(SystemExit) as caught:
-        run(lambda: train.main(arguments(place, "run-wrong", *semi_hard, "train.stages.1a.examples.scored_by=tiny-0123456789ab")))
+        run(lambda: train.main(mad_path.training(place, "run-wrong", OVERRIDES, *semi_hard, "train.stages.1a.examples.scored_by=tiny-0123456789ab")))
     assert caught.value.code == 2 and f"these scores are of the checkpoint '{name}', not 'tiny-0123456789ab'" in capsys.readouterr().err

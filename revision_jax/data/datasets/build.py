@@ -95,6 +95,12 @@ def opened(path: str | Path) -> Built:
         raise UserError(f"{below[-1]}: not a dataset built by this program ({type(error).__name__}: {error}); build it again") from None
 
 
+def at(path: str | Path) -> Built:
+    """The built dataset that a user points at: OUT/NAME, OUT/NAME/CONFIG or the version's folder. Raises UserError as `find` and `opened` do."""
+    path = Path(path)
+    return find(path.parent, path.name) if any(path.glob(f"[!.]*/[0-9]*/{METADATA}")) else opened(path)
+
+
 def find(out: str | Path, name: str, config: str = "") -> Built:
     """The built dataset `name` under `out`. Raises UserError where there is none, and where there are several and `config` names none of them."""
     root = Path(out) / name

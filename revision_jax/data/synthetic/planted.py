@@ -40,6 +40,7 @@ SENTENCES = len(SUBJECTS) * len(ACTIONS) * len(OBJECTS)  # that a film can have,
 LENGTH_S, SPREAD, SHORTEST_S = 4.0, 0.4, 1.0  # of an event: median, sigma of its logarithm, least. MAD's are 4.1 s on average
 EVENT, FILM, SHOT, NOISE = 6.0, 6.0, 4.0, 3.0  # norms of what is added up in a frame
 SHOT_S = 20  # a shot's share of the frames stays as long
+HELD_OUT = 0.1  # of the questions for validation, and as many for test
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ class Movie:
 
 
 def write(
-    out: str | Path, films: int = 3, minutes: float = 45.0, questions: int = 300, seed: int = 0, width: int = 768,
+    out: str | Path, films: int = 3, minutes: float = 40.0, questions: int = 300, seed: int = 0, width: int = 768,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Movie]:
-    """Writes the set of `films` movies of `minutes` each with `questions` in all to the folder `out`, complete or not at all; the same bytes for a seed.
+    """Writes the set of `films` movies of `minutes` each with `questions` in all to the folder `out`, complete or not at all; a seed gives the same set.
 
-    One film is validation, one is test, the others are for training. width: D. progress(movie, done, in all). Raises UserError for numbers that do not go
-    together, a folder that is not empty, and without h5py or lmdb.
+    One film is validation, one is test, each with a tenth of the questions; the others are for training. width: D. progress(movie, done, in all). Raises
+    UserError for numbers that do not go together, a folder that is not empty, and without h5py or lmdb.
     """
     h5py, lmdb, out = optional("h5py"), optional("lmdb"), Path(out)
     movies = plan(films, minutes, questions, seed)
@@ -121,27 +122,30 @@ def write(
 
 
 def plan(films: int, minutes: float, questions: int, seed: int) -> list[Movie]:
-    """The movies and what happens in them: events lie apart, one in each equal part of the film. Raises UserError for numbers that do not go together."""
-    each = questions // max(films, 1)
+    """The movies and what happens in them: events lie apart, one in each equal part of a film. Raises UserError for numbers that do not go together."""
     if films < 3:
         raise UserError(f"--films: must be at least 3 (training, validation, test), is {films}")
-    if not 1 <= each <= SENTENCES:
-        raise UserError(f"--questions: must be 1 to {SENTENCES} a film, {questions} are {each} a film")
-    part = minutes * 60 / each
-    if not 2 * SHORTEST_S <= part < 43200:
-        raise UserError(f"--minutes: a film of {minutes:g} minutes leaves {part:g} s for each of its {each} questions; at least {2 * SHORTEST_S:g} s are wanted")
+    held_out = max(1, round(HELD_OUT * questions))
+    each = (questions - 2 * held_out) // (films - 2)
+    if not 1 <= each <= SENTENCES or held_out > SENTENCES:
+        raise UserError(f"--questions: must be 1 to {SENTENCES} a film; {questions} are {each} for a training film and {held_out} for the others")
+    least = 2 * SHORTEST_S * max(each, held_out) / 60
+    if not least <= minutes <= 720:
+        raise UserError(f"--minutes: must be {least:g} (for so many questions) to 720, is {minutes:g}")
     combinations = list(itertools.product(SUBJECTS, ACTIONS, OBJECTS))
-    movies = []
+    movies, asked = [], 0
     for number in range(films):
-        random = np.random.default_rng([seed, number, 1])
-        chosen = random.choice(len(combinations), each, replace=False)
-        lengths = np.clip(LENGTH_S * np.exp(SPREAD * random.standard_normal(each)), SHORTEST_S, 0.8 * part)
-        starts = (np.arange(each) + random.uniform(size=each) * (1 - lengths / part)) * part
+        split = {films - 2: "val", films - 1: "test"}.get(number, "train")
+        random, count = np.random.default_rng([seed, number, 1]), each if split == "train" else held_out
+        part = minutes * 60 / count
+        chosen = random.choice(len(combinations), count, replace=False)
+        lengths = np.clip(LENGTH_S * np.exp(SPREAD * random.standard_normal(count)), SHORTEST_S, 0.8 * part)
+        starts = (np.arange(count) + random.uniform(size=count) * (1 - lengths / part)) * part
         events = tuple(
-            Event(str(number * each + place), combinations[int(combination)], round(float(start), 3), round(float(start + length), 3))
+            Event(str(asked + place), combinations[int(combination)], round(float(start), 3), round(float(start + length), 3))
             for place, (combination, start, length) in enumerate(zip(chosen, starts, lengths, strict=True))
         )
-        split = {films - 2: "val", films - 1: "test"}.get(number, "train")
+        asked += count
         movies.append(Movie(str(10001 + number), split, minutes * 60, events))
     return movies
 
