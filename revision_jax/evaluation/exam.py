@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from revision_jax.grounding.levels import WINDOW_KINDS
 from revision_jax.grounding.search import Found
 
 VERSION = 2  # of what is kept
+TOGETHER = 64  # questions of a video that are searched at once: each holds a token of every window (a film of MAD has hundreds of both)
 Spans = tuple[tuple[float, float], ...]  # seconds
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
 
@@ -86,12 +88,14 @@ def _read(path: Path, item: Item) -> list[Outcome] | None:
 
 
 def ask(grounder: Grounder, method: Method, item: Item, video: EncodedVideo, top_k: int, oracle: bool) -> list[Outcome]:
-    """All questions of one video at once."""
-    if not item.questions:
-        return []
-    found = method.search(grounder, video, [q.query for q in item.questions], top_k)
-    given = oracle_ious(grounder, item, video) if oracle else [None] * len(found)
-    return [outcome(item, number, one, method.decision.threshold, video.duration_s, iou) for number, (one, iou) in enumerate(zip(found, given, strict=True))]
+    """All questions of one video, TOGETHER at a time."""
+    outcomes: list[Outcome] = []
+    for first in range(0, len(item.questions), TOGETHER):
+        part = replace(item, questions=item.questions[first : first + TOGETHER])
+        found = method.search(grounder, video, [q.query for q in part.questions], top_k)
+        given = oracle_ious(grounder, part, video) if oracle else [None] * len(found)
+        outcomes += [outcome(part, n, one, method.decision.threshold, video.duration_s, iou) for n, (one, iou) in enumerate(zip(found, given, strict=True))]
+    return outcomes
 
 
 def outcome(item: Item, number: int, found: Found, threshold: float, duration_s: float, oracle_iou: float | None = None) -> Outcome:

@@ -5,7 +5,7 @@ Peak is dense bfloat16 with float32 sums. HBM is what the vendor sells; what a p
 
 Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p-training,v6e} (peak, HBM, bidirectional interconnect a chip: v5e 400 GB/s over 4 ports, v5p 1,200 over 6,
 v6e 800 over 4); TPU v4 (arXiv 2304.01433: six links of 50 GB/s in each direction); nvidia.com's data sheets of A100 SXM (NVLink 600 GB/s, both directions)
-and H100 SXM (900 GB/s). Usable HBM: libtpu 0.0.42's own refusals.
+and H100, H200 SXM (900 GB/s). Usable HBM: libtpu 0.0.42's own refusals.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ CHIPS: dict[str, Chip] = {
         Chip("v6e", 918e12, 32, 31.25, 1.638e12, 100e9, 4),
         Chip("a100", 312e12, 80, 79.0, 2.039e12, 300e9, 1),
         Chip("h100", 989e12, 80, 79.0, 3.35e12, 450e9, 1),
+        Chip("h200", 989e12, 141, 139.0, 4.8e12, 450e9, 1),
     )
 }
 
 # How jax calls them (`device.device_kind`), the longest fitting word first.
 KINDS = {
     "tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5e": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e", "tpu v6e": "v6e", "a100": "a100",
-    "h100": "h100",
+    "h100": "h100", "h200": "h200",
 }  # fmt: skip
 
 

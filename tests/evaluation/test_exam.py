@@ -72,6 +72,20 @@ def test_every_method_answers_in_the_same_form(method, grounder, items):
     json.dumps(report.build(outcomes, {}, resamples=20), allow_nan=False)
 
 
+def test_answers_do_not_depend_on_how_many_questions_are_searched_at_once(grounder, items, monkeypatch):
+    item, counts = items[0], []
+    video = grounder.encode(item.video)
+    search = grounder.searcher.search
+    monkeypatch.setattr(grounder.searcher, "search", lambda source, queries, **more: counts.append(len(queries)) or search(source, queries, **more))
+    together = exam.ask(grounder, Model(), item, video, top_k=3, oracle=True)
+    monkeypatch.setattr(exam, "TOGETHER", 2)
+    apart = exam.ask(grounder, Model(), item, video, top_k=3, oracle=True)
+    assert counts[0] == len(item.questions) > 2 and max(counts[1:]) == 2 and sum(counts[1:]) == counts[0]
+    for one, other in zip(together, apart, strict=True):
+        assert (one.query_id, one.truth) == (other.query_id, other.truth) and one.oracle_iou == pytest.approx(other.oracle_iou, abs=1e-3)
+        assert np.allclose([m[:3] for m in one.moments], [m[:3] for m in other.moments], atol=1e-3)
+
+
 def test_random_spans_are_the_same_again(grounder, items):
     video = grounder.encode(items[0].video)
     first, again = (Random().search(grounder, video, ["a", "b"], 5) for _ in range(2))

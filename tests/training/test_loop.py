@@ -259,6 +259,11 @@ def test_the_share_of_the_peak_is_told_where_the_chip_is_known(tmp_path, monkeyp
         assert row["mfu"] == pytest.approx(10**6 * row["steps_per_s"] / 197e12)
 
 
-@pytest.mark.parametrize("kind, name", [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("cpu", None)])
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("cpu", None),
+    ],
+)  # fmt: skip
 def test_chips_by_the_names_that_jax_has_for_them(kind, name):
     assert chip_of(kind) is CHIPS.get(name)
