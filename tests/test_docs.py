@@ -23,7 +23,7 @@ def commands(page: Path) -> list[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             started = re.search(r"python -m (launch\.\S.*)", line)
             if started is not None and kind in ("", "bash", "sh"):
-                words = shlex.split(started[1], comments=True)
+                words = shlex.split(started[1].replace("$I", "0"), comments=True)  # of a loop
                 words = words[: words.index("&")] if "&" in words else words
                 if not any(word == "..." or word[:1] == "[" or (word[-1:] == "]" and "=" not in word) for word in words):
                     found.append(words)

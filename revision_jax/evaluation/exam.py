@@ -26,7 +26,6 @@ from revision_jax.grounding.levels import WINDOW_KINDS
 from revision_jax.grounding.search import Found
 
 VERSION = 2  # of what is kept
-TOGETHER = 64  # questions of a video that are searched at once: each holds a token of every window (a film of MAD has hundreds of both)
 Spans = tuple[tuple[float, float], ...]  # seconds
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
 
@@ -85,6 +84,9 @@ def _read(path: Path, item: Item) -> list[Outcome] | None:
         return None
     asked = [(item.name, q.query_id, q.query, q.kind, q.truth) for q in item.questions]
     return outcomes if [(o.video, o.query_id, o.query, o.kind, o.truth) for o in outcomes] == asked else None
+
+
+TOGETHER = 64  # questions of a video that are searched at once: each holds a token of every window (a film of MAD has hundreds of both)
 
 
 def ask(grounder: Grounder, method: Method, item: Item, video: EncodedVideo, top_k: int, oracle: bool) -> list[Outcome]:

@@ -1,5 +1,7 @@
 """The papers' figures, and a run's beside them."""
 
+from pathlib import Path
+
 import pytest
 
 from revision_jax.errors import UserError
@@ -28,6 +30,10 @@ def test_a_runs_column_stands_last_and_holds_what_it_asked_for():
 def test_without_a_run_its_column_is_empty():
     lines = published.markdown("vidchapters").splitlines()
     assert len(lines) == 6 and lines[2] == "| R1@0.3 | 10.7 | 37.4 | 10.6 | 33.8 |  |"
+
+
+def test_the_page_about_mad_holds_the_table_with_an_empty_column():
+    assert published.markdown("mad") in (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text()
 
 
 def test_a_dataset_without_known_figures_is_told():
