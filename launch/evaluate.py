@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from launch.cli import Parser, run, share
@@ -33,6 +34,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", metavar="FILE", help="a store of the questions' text features, in place of the checkpoint's text tower")
     parser.add_argument("--split", help="of the world: train, validation, test, composition, length (default test; with --fit: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N videos of the split (default: all that the checkpoint's config names)")
+    parser.add_argument("--questions", type=int, metavar="N", help="the first N questions of each video (default: all)")
     parser.add_argument("--duration", type=float, metavar="SECONDS", help="of the rendered videos (default an hour, of the length split three)")
     parser.add_argument("--baseline", metavar="NAME", help="instead of the model: retrieval, flat or random")
     parser.add_argument("--without", action="append", default=[], metavar="LEVEL", help="leave a level out, to see what it is worth (patch, say)")
@@ -91,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             videos, features = (Path(place) if place else None for place in (options.videos, options.features))
             items = datasets.field(options.dataset, Path(options.data), split, videos, options.limit, features)
+    if options.questions:
+        items = [replace(item, questions=item.questions[: options.questions]) for item in items]
     if options.shard:
         items = shard(items, *share(options.shard))
     grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=cache, ask=False, weights=options.weights)
@@ -101,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     method = make(options.baseline, grounder, fitting.stored(options.checkpoint), options.without)
     given = [f"{name} {Path(place).resolve()}" for name, place in (("features", options.features), ("queries", options.queries)) if place]
+    given += [f"questions {options.questions}"] if options.questions else []
     given += [f"weights {options.weights}"] if options.weights else []
     answers = (Path(options.workdir) if options.workdir else cache / "answers") / exam.identity(options.checkpoint, method, options.top_k, given)
     with _progress("asking") as progress:
@@ -139,7 +144,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--features: are looked at in place of videos; leave out --videos")
     if options.dataset == "folder" and options.split and not options.fit:
         raise UserError("--split: a folder has no splits; give the folder of the split as --data")
-    for name in ("limit", "top_k"):
+    for name in ("limit", "questions", "top_k"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 1, is {value}")
@@ -150,9 +155,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.fit and (options.baseline or options.compare or options.without):
         raise UserError("--fit: fits the whole model and all baselines at once; leave out --baseline, --without and --compare")
     if options.dataset.partition("/")[0] == RETRIEVAL and (
-        options.fit or options.baseline or options.without or options.submission or options.shard or options.weights
+        options.fit or options.baseline or options.without or options.submission or options.shard or options.weights or options.questions
     ):
-        raise UserError(f"--dataset: {RETRIEVAL} asks which video it is; leave out --fit, --baseline, --without, --submission, --shard and --weights")
+        given = "--fit, --baseline, --without, --submission, --shard, --weights and --questions"
+        raise UserError(f"--dataset: {RETRIEVAL} asks which video it is; leave out {given}")
     if options.baseline and options.without:
         raise UserError("--without: leaves out levels of the model; a baseline has none")
     if options.shard and (options.fit or options.json or options.submission or options.published or options.compare):

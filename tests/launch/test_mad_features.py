@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,9 @@ def test_it_is_evaluated_on_features_alone_beside_the_papers(trained, place, giv
 @pytest.mark.slow
 def test_shares_of_the_videos_are_asked_apart_and_told_together(trained, place, capsys, tmp_path):
     asked = mad_path.evaluating(place, trained, "--split", "train", "--baseline", "random", "--workdir", str(tmp_path / "answers"))
+    evaluate.main([*asked, "--shard", "1/2", "--questions", "2"])
+    assert "share 1/2: 2 questions about 1 videos answered" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "answers")
     for number in (0, 1):
         evaluate.main([*asked, "--shard", f"{number}/2"])
         assert f"share {number}/2: {(6, 3)[number]} questions about {(2, 1)[number]} videos answered" in capsys.readouterr().out
