@@ -80,6 +80,9 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         said, shown = pair_logits(config, params, features, vectors[:captions, 1 + number]), batch["phrase_labels"][:, number]
         loss = loss + PHRASE * sum(pair_loss(said, shown))
         metrics[f"phrase_accuracy_{number}"] = jnp.sum(((said > 0) == shown) * own) / jnp.sum(own)
+        if number >= 2:  # seen, but not in the part that a relation gives it: there, in front of something instead of behind it
+            other_part = own & batch["phrase_labels"][:, number - 2] & ~shown
+            metrics[f"other_part_refused_{number}"] = jnp.sum((said <= 0) * other_part) / jnp.maximum(jnp.sum(other_part), 1)
     if config.text.motion:
         said, true = text["motion"][:captions], batch["travels"].reshape(captions, 2)
         moving = jnp.any(true != 0, -1)
