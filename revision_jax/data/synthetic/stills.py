@@ -22,7 +22,7 @@ from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS,
 
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
-_COUNTS = {0: 0.04, 1: 0.26, 2: 0.26, 3: 0.10, "pair": 0.34}  # subjects of a picture; pair: one covers the other
+_COUNTS = {0: 0.04, 1: 0.20, 2: 0.20, 3: 0.08, "pair": 0.48}  # subjects of a picture; pair: one covers the other
 
 
 @lru_cache(maxsize=GROUNDS)
@@ -215,21 +215,21 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
 
 def single_words(scenes: list[tuple[Drawn, ...]], dice: Dice) -> tuple[list[str], Bool[np.ndarray, "B A"]]:
-    """Captions of one attribute each ("something red", "a hoop"), all twenty of them, each also of a thing that covers another or is covered ("something red
-    in front of something", "a hoop behind something", by chance), and which pictures each holds for.
+    """Captions of one attribute each ("something red", "a hoop"), all twenty of them, then the same twenty of a thing that covers another or is covered
+    ("something red in front of something", "a hoop behind something", by chance), and which pictures each holds for.
 
     They are to whole captions what tags are to alt texts: the words are learnt in a few hundred steps, and conjunctions can build on them.
     """
-    captions, labels = [], []
+    captions, labels, parts, part_labels = [], [], [], []
     for kind, words in (("colour", COLOUR_WORDS), ("shape", SHAPE_WORDS), ("size", SIZE_WORDS), ("pattern", PATTERN_BEFORE)):
         for value, synonyms in words.items():
             word, relation = dice.pick(synonyms), dice.pick(RELATIONS)
-            said = f"a {word}" if kind == "shape" else f"something {word}"
-            captions += [said, f"{said} {dice.pick(SIDE[relation])} something"]
+            captions.append(f"a {word}" if kind == "shape" else f"something {word}")
+            parts.append(f"{captions[-1]} {dice.pick(SIDE[relation])} something")
             has = [[getattr(item.subject, kind) == value for item in drawn] for drawn in scenes]
             labels.append([any(values) for values in has])
-            labels.append([any(has[scene][place] for place in places_of(drawn, relation)) for scene, drawn in enumerate(scenes)])
-    return captions, np.array(labels).T
+            part_labels.append([any(values[place] for place in places_of(drawn, relation)) for values, drawn in zip(has, scenes, strict=True)])
+    return captions + parts, np.array(labels + part_labels).T
 
 
 def places_of(drawn: tuple[Drawn, ...], relation: str) -> list[int]:
