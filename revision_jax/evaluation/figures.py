@@ -183,8 +183,8 @@ def paired_bootstrap(
 
 
 def paired(
-    first: Columns, second: Columns, weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95,
-    runs: int = 1, same: bool = True,
+    first: Columns, second: dict[str, Float[np.ndarray, "m"]], weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0,
+    level: float = 0.95, runs: int = 1, same: bool = True,
 ) -> dict[str, dict[str, float | bool | None]]:
     """`paired_bootstrap` of any figures that are a function of columns and weights. runs: as for `bootstrap`, paired run by run. same: whether these are the
     same questions; if not, each side is resampled by itself."""

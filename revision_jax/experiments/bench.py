@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from revision_jax import checkpoint
 from revision_jax.config import ExperimentConfig, LevelConfig
@@ -29,6 +29,7 @@ TOP_K = 5  # moments a question, as `launch.evaluate` keeps
 Progress = Callable[[int, int, str], None]  # films done, of, what is being done
 
 
+@runtime_checkable
 class Exam(Protocol):
     """Films with questions."""
 

@@ -67,8 +67,9 @@ class Journal:
             "figures": {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()},
             "extra": sorted(measured.figures), "questions": [outcome.to_json() for outcome in measured.outcomes],
         }  # fmt: skip
-        write_text(self.file(cell), json.dumps(record) + "\n")
-        return record
+        text = json.dumps(record)
+        write_text(self.file(cell), text + "\n")
+        return json.loads(text)
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Raises ValueError where two cells would share a file."""

@@ -12,18 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from revision_jax.errors import UserError
 from revision_jax.evaluation import exam
 from revision_jax.evaluation.datasets import Asked, Item
+from revision_jax.experiments.bench import Bench, Films
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.source import Source
-
-if TYPE_CHECKING:
-    from revision_jax.experiments.bench import Bench, Films
 
 MARGIN_S = 5.0  # of its surroundings that go with a moment
 Piece = tuple[int, int]  # frames [first, stop) of the film

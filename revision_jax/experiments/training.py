@@ -104,6 +104,7 @@ def cells(bench: Bench, row: str, overrides: Sequence[str]) -> list[Cell]:
 
 
 def _cell(bench: Bench, row: str, overrides: tuple[str, ...], seed: int) -> Cell:
+    short(bench.config, overrides, seed, bench.steps, bench.duration_s)  # raises now what it would raise after hours
     films = bench.films
     made = {"steps": {task: max(1, round(count * bench.steps)) for task, count in STEPS.items()}, "train_videos": TRAIN_VIDEOS}
     settings = {"overrides": list(overrides), "seed": seed, "films": films.settings(), **made}
