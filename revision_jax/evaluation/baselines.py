@@ -12,6 +12,7 @@ A method gives `Found`s, like the search. Its confidences go through a temperatu
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import time
@@ -26,6 +27,7 @@ from revision_jax.config import ExperimentConfig, GroundingConfig, TrainConfig, 
 from revision_jax.data.windows import span_seconds
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration
+from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import check_order
 from revision_jax.grounding.programs import Programs
@@ -178,14 +180,18 @@ class Model:
         level that is not there, ConfigError for an override that is none."""
         if not self.without and not self.overrides:
             return grounder
-        changed = copy.copy(grounder)
-        changed.config = override(grounder.config, self.overrides)
-        if searched_alike(changed.config) != searched_alike(grounder.config):
-            programs = grounder.programs
-            changed.programs = Programs(changed.config, programs.state, programs.tokenizer, programs.text_tokenizer)
-            changed.programs.queries = programs.queries
-        changed.searcher = Searcher(leave_out(changed.config, self.without), changed.programs, grounder.calibrator)
-        return changed
+        return _bounded(grounder, grounder.calibrator, grounder.programs.queries, self.without, self.overrides)
+
+
+@functools.lru_cache(maxsize=1)  # one film after the other is asked in the same way
+def _bounded(grounder: Grounder, calibrator: Calibrator | None, queries: Any, without: tuple[str, ...], overrides: tuple[str, ...]) -> Grounder:
+    changed, programs = copy.copy(grounder), grounder.programs
+    changed.config = override(grounder.config, overrides)
+    if searched_alike(changed.config) != searched_alike(grounder.config):
+        changed.programs = Programs(changed.config, programs.state, programs.tokenizer, programs.text_tokenizer)
+        changed.programs.queries = queries
+    changed.searcher = Searcher(leave_out(changed.config, without), changed.programs, calibrator)
+    return changed
 
 
 def searched_alike(config: ExperimentConfig) -> ExperimentConfig:

@@ -22,7 +22,7 @@ from revision_jax.evaluation.baselines import Decision, Method, Model, make
 from revision_jax.evaluation.datasets import Item
 from revision_jax.evaluation.outcome import Outcome
 from revision_jax.experiments.core import Cell, Measured
-from revision_jax.grounding.grounder import Grounder
+from revision_jax.grounding.grounder import EncodedVideo, Grounder
 
 HOUR_S = 3600.0
 TOP_K = 5  # moments a question, as `launch.evaluate` keeps
@@ -116,11 +116,19 @@ class Bench:
     def ask(self, method: Method, asked: Exam, grounder: Grounder | None = None, folder: Path | None = None, given: Sequence[str] = ()) -> list[Outcome]:
         """Every question of these films. grounder, folder: another model than the bench's checkpoint. given: what the answers depend on besides."""
         where = exam.identity(folder or self.folder, method, TOP_K, [json.dumps(asked.settings(), sort_keys=True), *given])
-        items, opened = asked.items(self), asked.opened(self)
-        return exam.run(
-            grounder or self.grounder, method, items, self.workdir / "answers" / where, top_k=TOP_K, oracle=False, progress=self.progress,
-            opened=opened,
-        )  # fmt: skip
+        items, opened, warm = asked.items(self), asked.opened(self) or exam.video_of, False
+
+        def open_warm(grounder: Grounder, item: Item) -> EncodedVideo:
+            """Before anything is timed, one question makes the programs ready."""
+            nonlocal warm
+            video = opened(grounder, item)
+            if not warm and item.questions:
+                method.search(grounder, video, [item.questions[0].query], TOP_K)
+                warm = True
+            return video
+
+        options = {"top_k": TOP_K, "oracle": False, "progress": self.progress, "opened": open_warm}
+        return exam.run(grounder or self.grounder, method, items, self.workdir / "answers" / where, **options)
 
     # -------------------------------------------------------------------------------------------------------------------- its levels
 

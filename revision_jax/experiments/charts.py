@@ -15,7 +15,7 @@ from revision_jax.files import write_bytes
 INK, MUTED, GRID, PAPER, BAR = "#1f2328", "#656d76", "#e6e9ed", "#ffffff", "#7aaadc"
 SERIES = ("#0c4494", "#c92a2a", "#2b8a3e", "#e8a33d", "#862e9c", "#0b7285", "#868e96")
 COLD, HOT = (255, 255, 255), (12, 68, 148)
-MARGIN, HEADER, PANEL, HEIGHT, GAP, ROW = 36, 60, 560, 320, 56, 30  # pixels
+MARGIN, HEADER, PANEL, HEIGHT, GAP, ROW, ACROSS = 36, 60, 560, 320, 56, 30, 2  # pixels; panels side by side
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,26 @@ def draw(path: Path, title: str, chart: Chart) -> Path:
     return write_bytes(path, data.getvalue())
 
 
-def _canvas(panels: int, height: int, wide: int = PANEL) -> Image.Image:
-    return Image.new("RGB", (2 * MARGIN + panels * wide + (panels - 1) * GAP, HEADER + height + MARGIN), PAPER)
+def _canvas(panels: int, height: int, wide: int = PANEL) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """An empty picture of so many panels, ACROSS side by side, and the upper left corner of each."""
+    across, down = min(panels, ACROSS), -(-panels // ACROSS)
+    image = Image.new("RGB", (2 * MARGIN + across * wide + (across - 1) * GAP, HEADER + down * height + (down - 1) * GAP // 2 + MARGIN), PAPER)
+    return image, [(MARGIN + i % ACROSS * (wide + GAP), HEADER + i // ACROSS * (height + GAP // 2)) for i in range(panels)]
 
 
 def _bars(chart: Bars) -> Image.Image:
     longest = max(len(panel) for panel in chart.panels.values())
-    image = _canvas(len(chart.panels), 30 + ROW * longest)
+    image, corners = _canvas(len(chart.panels), 30 + ROW * longest)
     pen = ImageDraw.Draw(image)
     labels = max((pen.textlength(label, _font(14)) for panel in chart.panels.values() for label in panel), default=0) + 12
-    for number, (title, panel) in enumerate(chart.panels.items()):
-        left = MARGIN + number * (PANEL + GAP)
+    for (left, upper), (title, panel) in zip(corners, chart.panels.items(), strict=True):
         known = {label: point for label, point in panel.items() if math.isfinite(point.value)}
         low, high = _range([p.low for p in known.values()] + [p.high for p in known.values()] + [0.0])
         room = PANEL - labels - 60
         place = lambda value, left=left, low=low, high=high, room=room: left + labels + room * (value - low) / (high - low)
-        pen.text((left, HEADER), title, INK, _font(16))
+        pen.text((left, upper), title, INK, _font(16))
         for row, (label, point) in enumerate(panel.items()):
-            top = HEADER + 30 + ROW * row
+            top = upper + 30 + ROW * row
             pen.text((left, top + 2), label, INK, _font(14))
             if label not in known:
                 pen.text((place(0), top + 2), "-", MUTED, _font(14))
@@ -100,11 +102,11 @@ def _box(x: float, other: float, top: float, bottom: float) -> tuple[float, floa
 
 
 def _lines(chart: Lines) -> Image.Image:
-    image = _canvas(len(chart.panels), HEIGHT + 70)
+    image, corners = _canvas(len(chart.panels), HEIGHT + 70)
     pen = ImageDraw.Draw(image)
-    for number, (title, panel) in enumerate(chart.panels.items()):
-        left, top = MARGIN + number * (PANEL + GAP) + 50, HEADER + 30
-        pen.text((left - 50, HEADER), title, INK, _font(16))
+    for (corner, upper), (title, panel) in zip(corners, chart.panels.items(), strict=True):
+        left, top = corner + 50, upper + 30
+        pen.text((corner, upper), title, INK, _font(16))
         points = [point for series in panel.values() for point in series if math.isfinite(point.value)]
         if not points:
             continue
@@ -120,7 +122,7 @@ def _lines(chart: Lines) -> Image.Image:
             pen.text((left - 46, down(y) - 8), _number(y), MUTED, _font(12))
         for x in _ticks([p.x for p in points]):
             pen.text((across(x) - 8, top + HEIGHT + 6), _number(x), MUTED, _font(12))
-        pen.text((left + wide / 2, top + HEIGHT + 24), chart.axis, MUTED, _font(13))
+        pen.text((left + wide - pen.textlength(chart.axis, _font(13)), top + HEIGHT + 24), chart.axis, MUTED, _font(13))
         for index, (name, series) in enumerate(panel.items()):
             colour = SERIES[index % len(SERIES)]
             known = sorted((p for p in series if math.isfinite(p.value)), key=lambda p: p.x)
@@ -135,7 +137,7 @@ def _lines(chart: Lines) -> Image.Image:
 
 def _heat(chart: Heat) -> Image.Image:
     cell, labels = 84, 110
-    image = _canvas(1, 60 + 50 * len(chart.y), max(labels + cell * len(chart.x), 400))
+    image, _ = _canvas(1, 60 + 50 * len(chart.y), max(labels + cell * len(chart.x), 640))
     pen = ImageDraw.Draw(image)
     left, top = MARGIN + labels, HEADER + 26
     pen.text((MARGIN, HEADER), f"{chart.axes[1]} (down), {chart.axes[0]} (across)", MUTED, _font(13))

@@ -1,4 +1,4 @@
-"""`launch.experiment` from end to end with a very small random model and films of a minute: every kind of experiment once, a kill, and what it says about bad input."""
+"""`launch.experiment` from end to end with a very small random model and films of a minute: each kind of experiment, a kill, and bad input."""
 
 import dataclasses
 import json
@@ -35,7 +35,8 @@ def model(tmp_path_factory) -> Path:
     )
     levels = tuple(dataclasses.replace(level, min_duration_s=90.0) if level.kind == "nested" else level for level in small.grounding.levels)
     grounding = dataclasses.replace(small.grounding, levels=levels, query_len=32, prompt_len=48)
-    config = dataclasses.replace(small, grounding=grounding, train=TrainConfig(stages=stages), text=dataclasses.replace(small.text, max_len=32))
+    text = dataclasses.replace(small.text, max_len=32)
+    config = dataclasses.replace(small, grounding=grounding, text=text, train=TrainConfig(stages=stages))
     build_word_tokenizer(WORDS, numbers=256, vocab_size=320).save(place)
     return checkpoint.export(noisy_state(config), config, place / "tokenizer.json", place / "small", dtype="float32")
 
@@ -124,17 +125,17 @@ def test_first_level_by_decoder_or_similarity(model, workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_for_each_seed(model, workdir, tmp_path):
-    short = ["--seeds", "0,1", "--steps", "0.006"]
+def test_trainings_of_their_own(model, workdir, tmp_path):
+    short = ["--seeds", "3", "--steps", "0.006"]
     text, cells = made("contrastive", model, workdir, tmp_path, *short)
-    assert set(cells) == {f"{row}-seed-{seed}" for row in ("with", "without") for seed in (0, 1)} and "x 2 seeds" in text
+    assert set(cells) == {"with-seed-3", "without-seed-3"} and "--seeds 3" in text
     trained = [file.parent for file in (workdir / "trained").glob("*/checkpoint")]
     configs = [checkpoint.load_config(place / "checkpoint") for place in trained]
-    assert sorted((config.train.seed, config.train.stages[1].absent) for config in configs) == [(0, 0.0), (0, 0.5), (1, 0.0), (1, 0.5)]
+    assert sorted((config.train.seed, config.train.stages[1].absent) for config in configs) == [(3, 0.0), (3, 0.5)]
     assert {tuple(stage.steps for stage in config.train.stages) for config in configs} == {(2, 3)}
     assert len({(place / "corpus").resolve() for place in trained}) == 1  # encoded once for all of them
     logs = {place: (place / "train.log").stat().st_size for place in trained}
-    (workdir / "contrastive" / "cells" / "with-seed-0.json").unlink()
+    (workdir / "contrastive" / "cells" / "with-seed-3.json").unlink()
     made("contrastive", model, workdir, tmp_path, *short)
     assert logs == {place: (place / "train.log").stat().st_size for place in trained}  # a lost cell is asked again, not trained again
 
@@ -201,7 +202,8 @@ def test_a_model_that_an_experiment_has_nothing_to_ask_of_is_refused(tmp_path, c
     build_word_tokenizer(WORDS, numbers=256, vocab_size=320).save(tmp_path)
     place = checkpoint.export({"params": {"x": np.zeros(1)}}, dense, tmp_path / "tokenizer.json", tmp_path / "dense")
     refusals = {
-        "levels": "no sparse and dense level", "pruning": "no patch level", "pruner_place": "no patch level", "signal": "no sparse level", "time": "no language stage",
+        "levels": "no sparse and dense level", "pruning": "no patch level", "pruner_place": "no patch level", "signal": "no sparse level",
+        "time": "no language stage",
     }  # fmt: skip
     for name, says in refusals.items():
         with pytest.raises(SystemExit) as ended:
