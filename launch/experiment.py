@@ -23,8 +23,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", metavar="NAME", help="which experiment")
     parser.add_argument("--list", action="store_true", help="names of the experiments, with what each asks")
     parser.add_argument("--checkpoint", type=Path, default=Path(DEFAULT_CHECKPOINT), metavar="DIR", help="default: the shipped tiny model")
-    kept = "films, features, answers, trainings and finished cells (default outputs/experiments)"
+    kept = "answers, trainings and finished cells (default outputs/experiments)"
     parser.add_argument("--workdir", type=Path, default=Path("outputs/experiments"), metavar="DIR", help=kept)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="rendered and encoded films (default: the user's cache folder)")
     parser.add_argument("--out", type=Path, default=Path("docs/experiments"), metavar="DIR", help="where page and picture go (default docs/experiments)")
     parser.add_argument("--videos", type=int, metavar="N", help="test films of a cell (default 20; of experiments that train 8)")
     parser.add_argument("--duration", type=float, default=3600.0, metavar="SECONDS", help="of a film (default an hour); length and needle count in these")
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _progress(experiment.name) as (of_cells, of_films):
         bench = Bench(
             options.checkpoint, options.workdir, videos=options.videos or experiment.videos, duration_s=options.duration, seeds=seeds, steps=options.steps,
-            progress=of_films,
+            cache=options.cache, progress=of_films,
         )  # fmt: skip
         done = measure(experiment, bench, command(options), of_cells)
     written = publish(experiment, done, options.out)

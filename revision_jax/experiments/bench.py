@@ -1,7 +1,7 @@
 """What cells measure with: one checkpoint, films of the rendered world, and questions that are asked once and kept film by film.
 
-A cell that was stopped goes on with the film it was at. Everything lies in the work directory: DIR/films rendered, DIR/cache encoded, DIR/answers; deleting it
-costs time, never a result page.
+A cell that was stopped goes on with the film it was at. Rendered and encoded films lie in the cache folder, where `launch.evaluate` has its own; answers,
+trainings and finished cells in the work directory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from revision_jax.evaluation.baselines import Decision, Method, Model, make
 from revision_jax.evaluation.datasets import Item
 from revision_jax.evaluation.outcome import Outcome
 from revision_jax.experiments.core import Cell, Measured
-from revision_jax.grounding.grounder import EncodedVideo, Grounder
+from revision_jax.grounding.grounder import EncodedVideo, Grounder, default_cache
 
 HOUR_S = 3600.0
 TOP_K = 5  # moments a question, as `launch.evaluate` keeps
@@ -58,23 +58,24 @@ class Films:
 
     def items(self, bench: Bench) -> list[Item]:
         told = lambda done, of: bench.progress(done, of, "rendering")
-        return datasets.synthetic(self.split, bench.workdir / "films", self.count, self.duration_s, told, self.style)
+        return datasets.synthetic(self.split, bench.cache / "data", self.count, self.duration_s, told, self.style)
 
     def opened(self, bench: Bench) -> None:
         return None
 
 
 class Bench:
-    """A checkpoint under test. videos: test videos of a cell; duration_s: of each; seeds: of trainings; steps: share of a training's steps.
+    """A checkpoint under test. videos: test videos of a cell; duration_s: of each; seeds: of trainings; steps: share of a training's steps; cache: of films,
+    the user's unless told otherwise.
 
     Raises UserError for a folder that is no checkpoint.
     """
 
     def __init__(
         self, folder: str | Path, workdir: str | Path, *, videos: int = 20, duration_s: float = HOUR_S, seeds: Sequence[int] = (0, 1, 2), steps: float = 1.0,
-        progress: Progress | None = None,
+        cache: Path | None = None, progress: Progress | None = None,
     ):
-        self.folder, self.workdir = Path(folder), Path(workdir)
+        self.folder, self.workdir, self.cache = Path(folder), Path(workdir), cache or default_cache()
         self.videos, self.duration_s, self.seeds, self.steps = videos, duration_s, tuple(seeds), steps
         self.progress: Progress = progress or (lambda done, of, what: None)
         self.config: ExperimentConfig = checkpoint.load_config(folder)
@@ -94,7 +95,7 @@ class Bench:
 
     def load(self, folder: str | Path) -> Grounder:
         """A model whose encoded films are kept with those of all others here."""
-        return Grounder.from_pretrained(folder, cache_dir=self.workdir / "cache", ask=False)
+        return Grounder.from_pretrained(folder, cache_dir=self.cache, ask=False)
 
     @property
     def films(self) -> Films:
@@ -146,9 +147,7 @@ class Bench:
         return tuple(dict.fromkeys(level.kind for level in self.levels))
 
 
-def searched(
-    row: str, asked: Exam, without: Sequence[str] = (), overrides: Sequence[str] = (), at: tuple[float | str, ...] = ()
-) -> Cell:
+def searched(row: str, asked: Exam, without: Sequence[str] = (), overrides: Sequence[str] = (), at: tuple[float | str, ...] = ()) -> Cell:
     """A cell that asks the checkpoint, with levels left out and settings changed."""
     settings = {"films": asked.settings(), "without": sorted(without), "overrides": list(overrides)}
     return Cell(row, settings, lambda bench: Measured(bench.ask(bench.model(without, overrides), asked)), at=at)

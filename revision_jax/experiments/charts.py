@@ -61,7 +61,9 @@ Chart = Bars | Lines | Heat
 def draw(path: Path, title: str, chart: Chart) -> Path:
     """Writes the picture. Raises UserError where it cannot be written."""
     image = {Bars: _bars, Lines: _lines, Heat: _heat}[type(chart)](chart)
-    ImageDraw.Draw(image).text((MARGIN, 16), title, INK, _font(20))
+    pen = ImageDraw.Draw(image)
+    size = next((size for size in range(20, 9, -1) if pen.textlength(title, _font(size)) <= image.width - 2 * MARGIN), 9)
+    pen.text((MARGIN, 16), title, INK, _font(size))
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
     return write_bytes(path, data.getvalue())

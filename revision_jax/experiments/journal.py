@@ -1,6 +1,7 @@
 """Finished cells on disk, a JSON file each, written whole or not at all: WORKDIR/EXPERIMENT/cells/CELL.json.
 
-    {"format", "about": what the cell depends on, "figures": flat, "questions": every answer, "made": versions, command, seconds, date}
+    {"format", "about": what the cell depends on, "figures": flat, "extra": those of them that follow from no question, "questions": every answer,
+     "config": the checkpoint's, "made": versions, command, seconds, date}
 
 A file counts as finished if its "about" is what is asked for now: a changed checkpoint or setting measures the cell again.
 """
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from revision_jax.config import ExperimentConfig
 from revision_jax.data.synthetic.world import WORLD_VERSION
 from revision_jax.evaluation import figures
 from revision_jax.evaluation.outcome import Outcome
@@ -27,10 +29,11 @@ FORMAT = 1
 
 
 class Journal:
-    """The cells of one experiment. checkpoint: the identity of what is measured."""
+    """The cells of one experiment. checkpoint, config: identity and config of what is measured; command: what measures it."""
 
-    def __init__(self, workdir: Path, experiment: Experiment, checkpoint: str, command: str = ""):
-        self.folder, self.experiment, self.checkpoint, self.command = workdir / experiment.name / "cells", experiment, checkpoint, command
+    def __init__(self, workdir: Path, experiment: Experiment, checkpoint: str, config: ExperimentConfig, command: str = ""):
+        self.folder, self.experiment = workdir / experiment.name / "cells", experiment
+        self.checkpoint, self.config, self.command = checkpoint, config, command
 
     def file(self, cell: Cell) -> Path:
         """Where a cell is kept; cells of different names never share a file."""
@@ -65,7 +68,7 @@ class Journal:
         record = {
             "format": FORMAT, "about": self.about(cell), "made": made,
             "figures": {name: None if value is None or not math.isfinite(value) else value for name, value in values.items()},
-            "extra": sorted(measured.figures), "questions": [outcome.to_json() for outcome in measured.outcomes],
+            "extra": sorted(measured.figures), "config": self.config.to_dict(), "questions": [outcome.to_json() for outcome in measured.outcomes],
         }  # fmt: skip
         text = json.dumps(record)
         write_text(self.file(cell), text + "\n")

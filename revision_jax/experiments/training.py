@@ -78,10 +78,7 @@ def trained(bench: Bench, overrides: Sequence[str], seed: int) -> Path:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths})
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # it heard the same, saves, and ends
-            process.wait()
-            raise
-        except BaseException:
+        except BaseException:  # Ctrl-C, which it hears as well, or SIGTERM: it saves and ends
             process.terminate()
             process.wait()
             raise

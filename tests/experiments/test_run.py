@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from revision_jax.config import ExperimentConfig
 from revision_jax.evaluation import figures
 from revision_jax.experiments import charts
 from revision_jax.experiments.bench import Bench
@@ -23,7 +24,7 @@ class MadeUp(Bench):
     """A bench without a checkpoint."""
 
     def __init__(self, workdir):
-        self.workdir, self.identity = workdir, "abc"
+        self.workdir, self.identity, self.config = workdir, "abc", ExperimentConfig()
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def test_a_finished_cell_is_not_measured_again(bench):
     record = json.loads((bench.workdir / "made_up" / "cells" / "one.json").read_text())
     assert record["about"]["checkpoint"] == "abc" and record["figures"]["R1@0.5"] == pytest.approx(figures.figures(answers(0.9))["R1@0.5"])
     assert record["figures"]["extra"] == 1.5 and record["made"]["jax"] and len(record["questions"]) == 60
+    assert ExperimentConfig.from_dict(record["config"]) == bench.config
 
 
 def test_what_is_half_written_or_of_something_else_is_measured_again(bench):
@@ -84,7 +86,7 @@ def test_a_stop_keeps_the_cells_before_it(bench):
 
 def test_cells_never_share_a_file(bench):
     with pytest.raises(ValueError, match="different names"):
-        Journal(bench.workdir, experiment([]), "abc").check([cell("1: a", []), cell("1 a", [])])
+        Journal(bench.workdir, experiment([]), "abc", bench.config).check([cell("1: a", []), cell("1 a", [])])
 
 
 # --------------------------------------------------------------------------------------------------------------------- differences

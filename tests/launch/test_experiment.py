@@ -56,7 +56,7 @@ def _terminates():
 
 
 def command(name, model, workdir, out, *more):
-    return [name, "--checkpoint", str(model), "--workdir", str(workdir), "--out", str(out), *SHORT, *more]
+    return [name, "--checkpoint", str(model), "--workdir", str(workdir), "--cache", str(workdir / "cache"), "--out", str(out), *SHORT, *more]
 
 
 def records(workdir, name):
