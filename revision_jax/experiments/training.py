@@ -7,6 +7,7 @@ that was stopped goes on where it was. All of them share one corpus: the encoder
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -71,22 +72,31 @@ def trained(bench: Bench, overrides: Sequence[str], seed: int) -> Path:
     write_text(run / "preset.py", PRESET)
     _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.identity}-{bench.duration_s:g}s")
     bench.progress(0, 1, "training")
-    command = [sys.executable, "-m", "launch.train", str(run / "preset.py"), "--workdir", str(run)]
-    command += ["--init", str(bench.folder), "--init-parts", ",".join(ENCODERS)]
-    paths = os.pathsep.join(path for path in (str(root), os.environ.get("PYTHONPATH", "")) if path)
-    with open(run / "train.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths})
-        try:
-            status = process.wait()
-        except BaseException:  # Ctrl-C, which it hears as well, or SIGTERM: it saves and ends
-            process.terminate()
-            process.wait()
-            raise
+    status = _train([str(run / "preset.py"), "--workdir", str(run), "--init", str(bench.folder), "--init-parts", ",".join(ENCODERS)], run, root)
     if status:
         last = (run / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"{run / 'train.log'}: the training ended with status {status}: {''.join(last)}")
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the exported one answers
     return out
+
+
+def _train(arguments: Sequence[str], run: Path, root: Path) -> int:
+    """`launch.train` in a process of its own, what it says in RUN/train.log; its exit status. Raises UserError while another is at it, which may be one that
+    a killed run left: the lock is the training's as well, and lasts as long as it does."""
+    paths = os.pathsep.join(path for path in (str(root), os.environ.get("PYTHONPATH", "")) if path)
+    with open(run / "lock", "ab") as lock, open(run / "train.log", "ab") as log:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run}: is being trained by another process; wait for it, or end it") from None
+        command = [sys.executable, "-m", "launch.train", *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": paths}, pass_fds=(lock.fileno(),))
+        try:
+            return process.wait()
+        except BaseException:  # Ctrl-C, which it hears as well, or SIGTERM: it saves and ends
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _share_corpus(run: Path, corpus: Path) -> None:

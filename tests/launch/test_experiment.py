@@ -144,12 +144,13 @@ def test_trainings_of_their_own(model, workdir, tmp_path):
 def test_a_killed_run_goes_on_with_the_cell_it_was_at(model, workdir, tmp_path):
     """Killed with one cell finished and another half-written: the first is kept as it is, the second measured again."""
     arguments = command("distribution", model, workdir, tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", "launch.experiment", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-m", "launch.experiment", *arguments], cwd=ROOT, **quiet)
     folder = workdir / "distribution" / "cells"
     deadline = time.monotonic() + 300
     while len(list(folder.glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)  # and those that render for it
     process.wait()
     finished = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     assert 2 <= len(finished) < 10 and not (tmp_path / "distribution.md").exists()
