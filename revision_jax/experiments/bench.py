@@ -81,9 +81,14 @@ class Bench:
         self.config: ExperimentConfig = checkpoint.load_config(folder)
 
     @functools.cached_property
+    def weights(self) -> str:
+        """A hash of the checkpoint's weights and config; where it lies does not matter."""
+        return checkpoint.identity(self.folder).rpartition("-")[2]
+
+    @functools.cached_property
     def identity(self) -> str:
-        """A hash of the checkpoint: weights, config, tokenizer, calibration. Where it lies does not matter."""
-        digest = hashlib.blake2b(checkpoint.identity(self.folder).rpartition("-")[2].encode(), digest_size=8)
+        """The same of all that answers depend on: tokenizer and calibration as well."""
+        digest = hashlib.blake2b(self.weights.encode(), digest_size=8)
         for name in (checkpoint.TOKENIZER, checkpoint.CALIBRATION):
             file = self.folder / name
             digest.update(file.read_bytes() if file.is_file() else b"")

@@ -63,14 +63,14 @@ def short(config: ExperimentConfig, overrides: Sequence[str], seed: int, steps: 
 def trained(bench: Bench, overrides: Sequence[str], seed: int) -> Path:
     """The checkpoint of a short training: made now, gone on with, or there already."""
     config = short(bench.config, overrides, seed, bench.steps, bench.duration_s)
-    digest = hashlib.blake2b(f"{bench.identity} {config.to_json()}".encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(f"{bench.weights} {config.to_json()}".encode(), digest_size=8).hexdigest()
     run, root = bench.workdir / "trained" / digest, Path(__file__).parents[2]
     out = run / "checkpoint"
     if (out / checkpoint.WEIGHTS).is_file():
         return out
     write_text(run / "config.json", config.to_json() + "\n")
     write_text(run / "preset.py", PRESET)
-    _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.identity}-{bench.duration_s:g}s")
+    _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.weights}-{bench.duration_s:g}s")
     bench.progress(0, 1, "training")
     status = _train([str(run / "preset.py"), "--workdir", str(run), "--init", str(bench.folder), "--init-parts", ",".join(ENCODERS)], run, root)
     if status:

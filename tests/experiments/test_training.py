@@ -13,7 +13,7 @@ from revision_jax.experiments import training
 
 
 @pytest.fixture
-def root(tmp_path) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """A folder whose `launch.train` sleeps as long as it is told to, or says what it was told, and notes that it was stopped."""
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "__init__.py").touch()
@@ -24,6 +24,8 @@ def root(tmp_path) -> Path:
         "print('began', flush=True)\n"
         "time.sleep(float(sys.argv[1])) if sys.argv[1][0].isdigit() else sys.exit(sys.argv[1])\n"
     )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return tmp_path
 
 
@@ -45,7 +47,7 @@ def test_one_at_a_time_also_after_its_starter_was_killed(root, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     code = "import sys; from pathlib import Path; from revision_jax.experiments import training; training._train(['60'], Path(sys.argv[1]), Path(sys.argv[2]))"
-    starter = subprocess.Popen([sys.executable, "-c", code, str(run), str(root)], cwd=Path(__file__).parents[2], start_new_session=True)
+    starter = subprocess.Popen([sys.executable, "-c", code, str(run), str(root)], start_new_session=True)
     try:
         began(run)
         with pytest.raises(UserError, match="is being trained by another process"):
@@ -74,7 +76,7 @@ def test_a_stopped_run_stops_its_training_and_waits_for_it(root, tmp_path):
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         "training._train(['60'], Path(sys.argv[1]), Path(sys.argv[2]))"
     )
-    starter = subprocess.Popen([sys.executable, "-c", code, str(run), str(root)], cwd=Path(__file__).parents[2])
+    starter = subprocess.Popen([sys.executable, "-c", code, str(run), str(root)])
     began(run)
     starter.send_signal(signal.SIGTERM)
     assert starter.wait(timeout=60) == 143 and (run / "train.log").read_text().split() == ["began", "saved"]
