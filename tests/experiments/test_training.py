@@ -1,5 +1,6 @@
 """The process that a short training is: its status and log, one at a time, and its end with the run that started it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_one_at_a_time_also_after_its_starter_was_killed(root, tmp_path):
         with pytest.raises(UserError, match="is being trained by another process"):
             training._train(["0"], run, root)
     finally:
-        subprocess.run(["kill", "-KILL", f"-{starter.pid}"], check=False)  # the whole group: what it left as well
+        os.killpg(starter.pid, signal.SIGKILL)  # the whole group: what it left as well
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
