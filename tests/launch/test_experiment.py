@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_with_the_cell_it_was_at(model, workdir, tmp_path):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     process = subprocess.Popen([sys.executable, "-m", "launch.experiment", *arguments], cwd=ROOT, **quiet)
     folder = workdir / "distribution" / "cells"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while len(list(folder.glob("*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)  # and those that render for it
