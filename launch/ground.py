@@ -31,6 +31,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question, accepted or not (default 5)")
     held = "how the weights are held: int8 is for the matrices of the decoder's layers (default: as the checkpoint's activations)"
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
+    limit = "device memory to answer within, such as 24GB: chooses how much is computed together and how many shared prefixes are kept"
+    parser.add_argument("--memory-limit", metavar="BYTES", help=limit)
     parser.add_argument("--threshold", type=float, metavar="P", help="confidence in [0, 1] from which a moment is accepted (default: the checkpoint's)")
     alarms = "in place of a threshold: accept as much as keeps to so many false moments an hour of video, on what the checkpoint was fitted on"
     parser.add_argument("--max-false-alarms-per-hour", type=float, metavar="X", help=alarms)
@@ -81,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from revision_jax.evaluation.fitting import threshold_for
 
         options.threshold = threshold_for(options.checkpoint, limit)
-    from revision_jax.grounding.grounder import Grounder
-
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights)
+    grounder = model(options)
     for _, query in asked:
         grounder.check(query)
     results = []
@@ -104,17 +104,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(options, results)
 
 
+def model(options: argparse.Namespace, **more: Any) -> Any:
+    """The checkpoint as the options want it held. Raises UserError."""
+    from revision_jax.grounding.grounder import Grounder
+    from revision_jax.grounding.memory import parse_bytes
+
+    limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
+    return Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights, memory_limit=limit, **more)
+
+
 def compile_programs(options: argparse.Namespace) -> None:
     """`--compile-only`: says how many programs there are, and where. Raises UserError."""
     from revision_jax.errors import UserError
 
     if options.videos or options.query or options.queries:
         raise UserError("--compile-only: takes no video and no question; it depends on the checkpoint alone")
-    from revision_jax.grounding.grounder import Grounder
     from revision_jax.stored_programs import program_folder
 
     began = time.perf_counter()
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False, weights=options.weights)
+    grounder = model(options, ask=False)
     with bar(Path(options.checkpoint).name, "compiling") as progress:
         count = grounder.compile(progress)
     where = program_folder()
