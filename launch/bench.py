@@ -14,7 +14,7 @@ from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
 # Files of `launch/benches/`, each with a function of its name.
-NAMES = ("convert", "curate", "data", "decode", "encode", "ground", "startup", "tokens", "train", "video", "wait", "weights")
+NAMES = ("convert", "curate", "data", "decode", "encode", "ground", "length", "startup", "tokens", "train", "video", "wait", "weights")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -43,6 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--png", metavar="FILE", help="a timeline picture (numbered ones for several videos)")
     parser.add_argument("--clips", metavar="DIR", help="cut the accepted moments out as files")
     parser.add_argument("--cache", metavar="DIR", help="where encoded videos and compiled programs are kept (default: the user's cache folder)")
+    parser.add_argument("--cache-limit", metavar="BYTES", help="encoded videos are kept up to so much, such as 50GB; the longest unused go (default 20GB)")
+    parser.add_argument("--decoders", type=int, metavar="N", help="processes that decode a long video (default: half of four cores or more, else 1)")
     only = "answer nothing: compile and store every program that the checkpoint can need, whatever the video, so that the first command starts as fast as any"
     parser.add_argument("--compile-only", action="store_true", help=only)
     return parser.parse_args(arguments)
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start, end = seconds("--from", options.start), seconds("--to", options.end)
     if start is not None and end is not None and start >= end:
         raise UserError(f"--from: {options.start} is not before --to {options.end}")
+    if options.decoders is not None and options.decoders < 1:
+        raise UserError(f"--decoders: must be at least 1, is {options.decoders}")
     asked = questions(options.query, options.queries)
     # What is cheap to find out is found out before jax is loaded, and before anything is encoded.
     from revision_jax.checkpoint import load_config
@@ -109,8 +113,12 @@ def model(options: argparse.Namespace, **more: Any) -> Any:
     from revision_jax.grounding.grounder import Grounder
     from revision_jax.grounding.memory import parse_bytes
 
-    limit = None if options.memory_limit is None else parse_bytes(options.memory_limit)
-    return Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights, memory_limit=limit, **more)
+    limits = {"--memory-limit": options.memory_limit, "--cache-limit": options.cache_limit}
+    memory, cache = (None if text is None else parse_bytes(name, text) for name, text in limits.items())
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights, memory_limit=memory, **more)
+    grounder.decoders = options.decoders
+    grounder.cache_limit = grounder.cache_limit if cache is None else cache
+    return grounder
 
 
 def compile_programs(options: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ class Counted(Programs):
 
     def window_answers(self, level: LevelConfig, groups: Sequence) -> tuple:
         decoded, calls = super().window_answers(level, groups)
-        self.read += sum(len(self.functions.before[level.name]) + len(made.level) + self._asked(level, question) for made, question in groups)
+        self.read += sum(len(self.functions.before[level.name]) + len(made.level) + self._asked(level, question, len(made.level)) for made, question in groups)
         self.read += _answered(decoded)
         return decoded, calls
 
@@ -80,12 +80,13 @@ class Counted(Programs):
 
     def frame_answers(self, level: LevelConfig, rows: Sequence) -> FrameAnswer:
         made = super().frame_answers(level, rows)
-        self.read += sum(self._asked(level, question) for _, question in rows) + _answered(made.decoded)
+        self.read += sum(self._asked(level, question, int(np.asarray(entry["valid"]).sum())) for entry, question in rows) + _answered(made.decoded)
         return made
 
-    @staticmethod
-    def _asked(level: LevelConfig, question: Question) -> int:
-        return int(question.after[level.name][1].sum())
+    def _asked(self, level: LevelConfig, question: Question, slots: int) -> int:
+        """Tokens of a question, and of the cues behind it where the model has them."""
+        signal = self.config.decoder.signal
+        return int(question.after[level.name][1].sum()) + (slots if signal.enabled and signal.cues else 0)
 
 
 def _answered(decoded: tuple) -> int:

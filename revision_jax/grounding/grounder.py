@@ -30,6 +30,7 @@ from revision_jax.data.frames import token_change
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
+from revision_jax.extraction import cache
 from revision_jax.extraction import video as extraction
 from revision_jax.extraction.text import text_identity
 from revision_jax.grounding import answer as answers
@@ -85,6 +86,8 @@ class Grounder:
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         self.programs = Programs(config, state, tokenizer, text_tokenizer)
         self.searcher = Searcher(config, self.programs, calibrator)
+        self.cache_limit = cache.LIMIT  # bytes of features that are kept
+        self.decoders: int | None = None  # processes that decode a long video; None: by the cores
         self._encoder = ""
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
@@ -177,12 +180,10 @@ class Grounder:
         info, content = files.probe(path), files.content_hash(path)
         self._encoder = self._encoder or extraction.encoder_identity(self.config, self.programs.state["params"])
         rate = self.config.grounding.rate
-        kept = self.cache_dir / "features" / f"{content}-{self._encoder}-{rate:g}.features"
-        store = _open(kept, content, self._encoder, rate)
-        seconds = 0.0
-        if store is None:
-            store = extraction.extract(path, self.config, self.programs.state["params"], kept, progress=progress)
-            seconds = time.perf_counter() - began
+        kept = self.cache_dir / "features" / f"{content}-{self._encoder}-{rate:g}{cache.SUFFIX}"
+        make = lambda: extraction.extract(path, self.config, self.programs.state["params"], kept, decoders=self.decoders, progress=progress)
+        store, made = cache.kept(kept, lambda: _open(kept, content, self._encoder, rate), make, self.cache_limit)
+        seconds = time.perf_counter() - began if made else 0.0
         size = extraction.frame_size(self.config, info)
         own = None if self.config.patch_vision is None else extraction.frame_size(self.config, info, self.config.patch_encoder)
         return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds, own)

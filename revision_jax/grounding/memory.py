@@ -42,11 +42,11 @@ class Arrangement:
     cache: int
 
 
-def parse_bytes(text: str) -> int:
-    """A number of bytes such as 24GB, 22.5 GiB or 8000000000. Raises UserError."""
+def parse_bytes(name: str, text: str) -> int:
+    """A number of bytes such as 24GB, 22.5 GiB or 8000000000. Raises UserError that begins with the option's name."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B|)\s*", text.upper())
     if not found or found[2] not in (*UNITS, "B"):
-        raise UserError(f"--memory-limit: {text!r} is no amount of memory; write it as 24GB, 22.5GiB or a number of bytes")
+        raise UserError(f"{name}: {text!r} is no amount of memory; write it as 24GB, 22.5GiB or a number of bytes")
     return int(float(found[1]) * UNITS.get(found[2], 1))
 
 

@@ -73,13 +73,13 @@ def test_halvings_are_few():
 
 @pytest.mark.parametrize(("text", "count"), [("24GB", 24 * 10**9), ("1.5 GiB", 3 * 2**29), ("800", 800), ("7b", 7), ("2mb", 2 * 10**6)])
 def test_amounts(text, count):
-    assert memory.parse_bytes(text) == count
+    assert memory.parse_bytes("--limit", text) == count
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-3GB", "24 Go", "1e9"])
 def test_what_is_no_amount(text):
-    with pytest.raises(UserError, match="is no amount of memory; write it as 24GB"):
-        memory.parse_bytes(text)
+    with pytest.raises(UserError, match=r"--limit: .* is no amount of memory; write it as 24GB"):
+        memory.parse_bytes("--limit", text)
 
 
 @pytest.mark.parametrize("weights", [None, "bfloat16", "int8"])
