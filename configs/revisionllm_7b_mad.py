@@ -14,8 +14,18 @@ for the default fit two LoRAs and two sparse encoders without their last project
 import dataclasses
 
 from configs import parts
-from revision_jax.config import AdapterConfig, DataConfig, ExperimentConfig, GroundingConfig, LevelConfig, MeshConfig, PromptConfig, StageConfig, TrainConfig
-from revision_jax.example_config import ExampleConfig
+from revision_jax.config import (
+    AdapterConfig,
+    DataConfig,
+    ExampleConfig,
+    ExperimentConfig,
+    GroundingConfig,
+    LevelConfig,
+    MeshConfig,
+    PromptConfig,
+    StageConfig,
+    TrainConfig,
+)
 
 WIDTH = 768  # of CLIP's image-text space and of its text tower
 QUERIES = 280_183  # of MAD's training split, each with one moment

@@ -31,7 +31,18 @@ def get_config() -> ExperimentConfig:
         name="tiny",
         vision=VisionConfig(width=128, layers=4, heads=4, mlp=512, patch=16, grids=((10, 10),), merge=2, pool="mean", projection=WIDTH),
         text=TextConfig(
-            vocab=VOCAB, width=WIDTH, layers=3, heads=4, mlp=384, max_len=32, projection=WIDTH, causal=True, pool="eos", activation="gelu_tanh", phrases=2
+            vocab=VOCAB,
+            width=WIDTH,
+            layers=3,
+            heads=4,
+            mlp=384,
+            max_len=32,
+            projection=WIDTH,
+            causal=True,
+            pool="eos",
+            activation="gelu_tanh",
+            phrases=4,
+            motion=True,
         ),
         pruner=PrunerConfig(threshold=2.0, where="before_encoder", budgets=(64, 128, 256, 512)),
         decoder=DecoderConfig(
@@ -48,7 +59,7 @@ def get_config() -> ExperimentConfig:
             tie_embeddings=True,
             lora=LoraConfig(rank=32, alpha=64.0, dropout=0.0),
             signal=SignalConfig(enabled=True, similarity="late", channels=("level", "square", "rise", "fall"), cues=True, init=1.0),
-            time="token",
+            time="sinusoidal",
             scan=False,  # the same numbers and weights; on a CPU a third faster
         ),
         grounding=GroundingConfig(

@@ -176,12 +176,14 @@ def _fit(options: argparse.Namespace, grounder, items) -> None:
     from revision_jax import checkpoint
     from revision_jax.evaluation import fitting
 
+    levels, stored = fitting.hierarchy_of(grounder, items), fitting.stored(options.checkpoint)
     with _progress("fitting") as progress:
         fitted, alarms = fitting.calibrator(grounder, items, progress)
         settings = fitting.fit_baselines(grounder, items, progress)
-    where = {"dataset": options.dataset, "videos": len(items), "questions": sum(len(item.questions) for item in items)}
-    checkpoint.set_calibration(options.checkpoint, {**fitted.to_dict(), "baselines": settings, "false_alarms": alarms, "fitted_on": where})
-    print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}")
+    where = {"dataset": options.dataset, "videos": len(items), "questions": sum(len(item.questions) for item in items), "hierarchy": levels}
+    values = {**fitted.to_dict(), "baselines": settings, "false_alarms": alarms, "fitted_on": where}
+    checkpoint.set_calibration(options.checkpoint, fitting.merged(stored, values))
+    print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: {levels}: temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}")
     for name, value in settings.items():
         print(f"  {name}: {', '.join(f'{key} {number}' for key, number in value.items())}")
 

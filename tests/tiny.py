@@ -27,7 +27,7 @@ def config() -> ExperimentConfig:
     return ExperimentConfig(
         name="test",
         vision=VisionConfig(width=16, layers=1, heads=2, mlp=24, patch=4, grids=((4, 4),), merge=2, projection=WIDTH),
-        text=TextConfig(vocab=300, width=WIDTH, layers=1, heads=2, mlp=24, max_len=12, projection=WIDTH, activation="gelu_tanh", phrases=2, motion=True),
+        text=TextConfig(vocab=300, width=WIDTH, layers=1, heads=2, mlp=24, max_len=12, projection=WIDTH, activation="gelu_tanh", phrases=4, motion=True),
         pruner=PrunerConfig(threshold=2.0, budgets=(8, 16)),
         decoder=DecoderConfig(
             vocab=300, width=24, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32, qkv_bias=True, tie_embeddings=True,

@@ -75,8 +75,8 @@ def _asked(config: ExperimentConfig) -> dict:
 
 
 def _pictures(config: ExperimentConfig, stage: StageConfig) -> dict:
-    captions, length, phrases = stage.batch * CAPTIONS, min(stage.caption_len, config.grounding.query_len), min(config.text.phrases, 2)
-    tags = len(COLOUR_WORDS) + len(SHAPE_WORDS) + len(SIZE_WORDS) + len(PATTERN_BEFORE)
+    captions, length, phrases = stage.batch * CAPTIONS, min(stage.caption_len, config.grounding.query_len), min(config.text.phrases, 4)
+    tags = 2 * sum(map(len, (COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, PATTERN_BEFORE)))
     arrays = {
         "images": ((FRAME, FRAME, 3), "uint8"), "labels": ((captions,), bool), "phrase_labels": ((phrases, captions), bool),
         "caption_ids": ((CAPTIONS, length), "int32"), "caption_mask": ((CAPTIONS, length), bool), "travels": ((CAPTIONS, 2), "float32"),

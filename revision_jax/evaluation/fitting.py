@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import Grounder
+from revision_jax.grounding.levels import hierarchy
 from revision_jax.grounding.similarity import frame_similarity
 
 Progress = Callable[[int, int, str], None]
@@ -87,6 +88,27 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
 def _tempered(found: Sequence[tuple[float, float, float, bool]], temperature: float) -> tuple[tuple[float, float, float, bool], ...]:
     confidences = calibration.apply_temperature(np.asarray([moment[2] for moment in found], np.float64), temperature).tolist()
     return tuple((s, e, c, a) for (s, e, _, a), c in zip(found, confidences, strict=True))
+
+
+def hierarchy_of(grounder: Grounder, items: Sequence[Item]) -> str:
+    """The levels that these films are searched by (`levels.hierarchy`). Raises UserError where they differ: a calibrator is of one hierarchy."""
+    found = {}
+    for item in items:
+        found.setdefault(hierarchy(grounder.config.grounding.levels, exam.video_of(grounder, item).duration_s), item.name)
+    if len(found) != 1:
+        told = ", ".join(f"{name} by {levels}" for levels, name in found.items())
+        raise UserError(f"films of one hierarchy can be fitted on at a time: {told}")
+    return next(iter(found))
+
+
+def merged(stored: dict[str, Any], fitted: dict[str, Any]) -> dict[str, Any]:
+    """`calibration.json` after a fit: `fitted` in place of what was there, or, where that was fitted on films of another hierarchy, beside it; the threshold
+    and all else then stay. Both name theirs in "fitted_on"."""
+    first, this = stored.get("fitted_on", {}).get("hierarchy"), fitted["fitted_on"]["hierarchy"]
+    if "bias" not in stored or first is None or first == this:
+        return fitted
+    kept = {name: fitted[name] for name in (*(f.name for f in fields(Calibrator) if f.name not in ("threshold", "hierarchies")), "fitted_on")}
+    return {**stored, "hierarchies": {**stored.get("hierarchies", {}), this: kept}}
 
 
 def use(grounder: Grounder, fitted: Calibrator) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -94,7 +94,8 @@ def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator 
 class Calibrator:
     """sigmoid((weights . (x - mean) / std + bias) / temperature), then through `curve`. `threshold`: confidence at which a candidate is accepted.
 
-    curve: (from, to) knots of a rising map of [0, 1] onto itself, straight between them; none: as it is.
+    curve: (from, to) knots of a rising map of [0, 1] onto itself, straight between them; none: as it is. hierarchies: calibrators of their own for films that
+    are searched by other levels than the one this was fitted on, by `levels.hierarchy`; all confidences are probabilities, so the threshold is one.
     """
 
     features: tuple[str, ...]
@@ -105,6 +106,11 @@ class Calibrator:
     temperature: float = 1.0
     threshold: float = 0.5
     curve: tuple[tuple[float, float], ...] = ()
+    hierarchies: Mapping[str, Calibrator] = field(default_factory=dict)
+
+    def of(self, hierarchy: str) -> Calibrator:
+        """The calibrator of films that are searched by these levels."""
+        return self.hierarchies.get(hierarchy, self)
 
     def logit(self, features: Mapping[str, float]) -> float:
         """Log-odds before the temperature. Raises KeyError if a feature is missing."""
@@ -134,8 +140,9 @@ class Calibrator:
                 tuple(map(str, values["features"])), *(tuple(float(x) for x in values[name]) for name in lists[1:]),
                 float(values["bias"]), float(values.get("temperature", 1.0)), float(values.get("threshold", 0.5)),
                 tuple((float(x), float(y)) for x, y in values.get("curve", ())),
+                {name: Calibrator.from_dict(inner, f"{where}: hierarchies.{name}") for name, inner in dict(values.get("hierarchies", {})).items()},
             )
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{where}: not numbers ({error})") from None
         unknown = sorted(set(made.features) - set(FEATURES))
         if unknown:

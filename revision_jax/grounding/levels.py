@@ -55,6 +55,12 @@ def applicable(levels: Sequence[LevelConfig], duration_s: float) -> tuple[LevelC
     return tuple(level for level, finer in zip(kept, below, strict=True) if level.kind != "nested" or finer in WINDOW_KINDS)
 
 
+def hierarchy(levels: Sequence[LevelConfig], duration_s: float) -> str:
+    """The levels that find candidates in so much video, coarse to fine, such as "sparse/dense": what a calibrator is fitted for. The patch level moves
+    boundaries alone."""
+    return "/".join(level.name for level in applicable(levels, duration_s) if level.kind != "patch")
+
+
 def check_order(levels: Sequence[LevelConfig]) -> None:
     """Raises ConfigError where the tuple of levels cannot be run from coarse to fine. Levels that are no part of the search do not count."""
     levels = [level for level in levels if level.searched]

@@ -108,6 +108,7 @@ class _Asked:
 
     question: Question
     regions: list[tuple[float, float]]
+    calibrator: Calibrator | None  # of the levels that search for it
     ranked: list[Ranked] = field(default_factory=list)  # kept windows of the level above
     tokens: dict[tuple[str, Window], tuple] = field(default_factory=dict)  # (level, window) -> token, summary, similarity
     candidates: list[Candidate] = field(default_factory=list)
@@ -132,7 +133,8 @@ class Searcher:
         """Answers every question about seconds [start_s, end_s] of a film by the whole hierarchy. Raises UserError for a question that cannot be used."""
         end_s = source.duration_s if end_s is None else min(end_s, source.duration_s)
         wanted = [level for level in places.applicable(self.config.grounding.levels, end_s - start_s) if level.kind != "patch" or refine is not None]
-        asked = [_Asked(self._question(query), [(start_s, end_s)]) for query in queries]
+        fitted = self.calibrator and self.calibrator.of(places.hierarchy(self.config.grounding.levels, end_s - start_s))
+        asked = [_Asked(self._question(query), [(start_s, end_s)], fitted) for query in queries]
         for index, level in enumerate(wanted):
             report = (lambda done, of, name=level.name: progress(name, done, of)) if progress else (lambda done, of: None)
             if level.kind in places.WINDOW_KINDS:
@@ -147,7 +149,7 @@ class Searcher:
     def localise(self, source: Source, queries: Sequence[str | Question], spans: Sequence[Sequence[tuple[float, float]]], *, top_k: int = 5) -> list[Found]:
         """The frame level alone, in windows centred on the given spans of each question: how good is the answer where search cannot fail?"""
         level = self._frame_kind()
-        asked = [_Asked(self._question(query), list(given)) for query, given in zip(queries, spans, strict=True)]
+        asked = [_Asked(self._question(query), list(given), self.calibrator) for query, given in zip(queries, spans, strict=True)]
         windows = [places.frame_windows(a.regions, level, 0.0, source.duration_s, 1 / source.rate) for a in asked]
         self._frame_level(source, level, asked, windows, 0.0, source.duration_s, lambda done, of: None)
         return [self._found(a, top_k) for a in asked]
@@ -160,7 +162,7 @@ class Searcher:
         level = next((level for level in self.config.grounding.levels if level.kind == "sparse" and level.searched), None)
         if level is None:
             raise ConfigError("grounding.levels: there is no sparse level to rank windows by")
-        asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
+        asked = [_Asked(self._question(query), [(0.0, source.duration_s)], self.calibrator) for query in queries]
         self._window_level(source, level, [level], asked, 0.0, source.duration_s, lambda done, of: None)
         return [a.traces[-1].windows for a in asked]
 
@@ -171,7 +173,7 @@ class Searcher:
         """
         chosen = self._frame_kind(baseline=True) if level is None else self.config.grounding.level(level)
         whole = Window(0.0, source.duration_s, source.duration_s)
-        asked = [_Asked(self._question(query), [(0.0, source.duration_s)]) for query in queries]
+        asked = [_Asked(self._question(query), [(0.0, source.duration_s)], self.calibrator) for query in queries]
         self._frame_level(source, chosen, asked, [[whole] for _ in asked], 0.0, source.duration_s, lambda done, of: None)
         return [self._found(a, top_k) for a in asked]
 
@@ -221,7 +223,7 @@ class Searcher:
                 if last:  # a hierarchy that ends with windows answers in windows
                     seconds = places.windows_seconds(members, s, e)
                     features = self._features(decoded, row, j, seconds, tokens.level, (s, e), (0.0, 0.0), 0.0)
-                    asked[number].candidates.append(self._candidate(*seconds, features, None))
+                    asked[number].candidates.append(self._candidate(*seconds, features, None, asked[number].calibrator))
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
                 share = min(float(named[w]), 1.0)
@@ -288,7 +290,7 @@ class Searcher:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
                     features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid], (s, e), _coarse(a.ranked, low, high), float(cut))
-                    candidate = self._candidate(low, high, features, window)
+                    candidate = self._candidate(low, high, features, window, a.calibrator)
                     best[number, window] = max(best[number, window], candidate.confidence)
                     a.candidates.append(candidate)
             report(done + 1, len(batches))
@@ -400,8 +402,8 @@ class Searcher:
             "edge": edge,
         }
 
-    def _candidate(self, start_s: float, end_s: float, features: dict, window: Window | None) -> Candidate:
-        return Candidate(start_s, end_s, sure.confidence(self.config.grounding.confidence, features, self.calibrator), features, window)
+    def _candidate(self, start_s: float, end_s: float, features: dict, window: Window | None, calibrator: Calibrator | None) -> Candidate:
+        return Candidate(start_s, end_s, sure.confidence(self.config.grounding.confidence, features, calibrator), features, window)
 
     def _order(self, candidates: list[Candidate]) -> tuple[list[int], list[float]]:
         """Indices of the candidates that merging leaves, best first, and their confidence after it."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from revision_jax.config import ConfigError
+from revision_jax.sharding.activations import platform
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+CACHE = 3 * 2**20  # bytes of float32 scores that a CPU core holds near it
 BLOCK = 2**28  # scores held at once where every row sees the same columns (an encoder's large picture): 1 GiB of float32
 
 
@@ -32,14 +36,46 @@ def attention(
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if implementation == "xla":
-        alike = bias is None and (mask is None or mask.shape[2] == 1)
-        rows = BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
-        return _by_rows(q, k, v, mask, scale, max(rows, 1)) if alike and rows < q.shape[1] else _xla(q, k, v, mask, bias, scale)
+        return by_batch(lambda q, k, v, mask, bias: _plain(q, k, v, mask, bias, scale), k.shape[1], q, k, v, mask, bias)
     if implementation == "cudnn":
         return _cudnn(q, k, v, mask, bias, scale)
     if implementation == "splash":
         return _splash(q, k, v, mask, bias, scale)
     raise ConfigError(f"attention: {implementation!r} is not available here; use one of {', '.join(IMPLEMENTATIONS)}")
+
+
+def by_batch(attend: Callable[..., Array], columns: int, q: Float[Array, "B S K d"], *rest: Array | None) -> Float[Array, "B S K d"]:
+    """`attend(q, *rest)`; on a CPU a few rows of the batch after the others, so that their scores (S x `columns` for each head) stay in a core's cache.
+
+    Scores of a whole batch go through memory at every operation, forward and backward, which takes longer than the arithmetic. Weights are worked out
+    anew in the backward pass, as flash attention does. Arrays of `rest` whose leading axis is not B are the same for all rows. Elsewhere, and where the
+    scores fit, nothing is done.
+    """
+    batch, rows, heads, _ = q.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    at_once = max(1, CACHE // (4 * rows * heads * columns))
+    share, left = divmod(batch, devices)
+    if platform() != "cpu" or left or at_once >= share:
+        return attend(q, *rest)
+    at_once = devices * next(size for size in range(at_once, 0, -1) if share % size == 0)
+    arrays = (q, *rest)
+    split = [x is not None and x.shape[0] == batch for x in arrays]
+
+    def part(own: list[Array]) -> Array:
+        own = iter(own)
+        return attend(*(next(own) if divided else x for x, divided in zip(arrays, split, strict=True)))
+
+    # A device's rows lie side by side, and every part takes some of each device's: nothing is sent.
+    parts = [jnp.moveaxis(x.reshape(at_once, -1, *x.shape[1:]), 1, 0) for x, divided in zip(arrays, split, strict=True) if divided]
+    out = jax.lax.map(jax.checkpoint(part), parts)
+    return jnp.moveaxis(out, 0, 1).reshape(batch, *out.shape[2:])
+
+
+def _plain(q, k, v, mask, bias, scale):
+    alike = bias is None and (mask is None or mask.shape[2] == 1)
+    rows = BLOCK // (q.shape[0] * q.shape[2] * k.shape[1])
+    return _by_rows(q, k, v, mask, scale, max(rows, 1)) if alike and rows < q.shape[1] else _xla(q, k, v, mask, bias, scale)
 
 
 def cached_attention(

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from revision_jax.config import DecoderConfig, LoraConfig, SignalConfig
-from revision_jax.models.attention import attention, cached_attention
+from revision_jax.models.attention import attention, by_batch, cached_attention
 from revision_jax.models.cache import write, write_layer
 from revision_jax.models.context import apart, parts, read_bias, sequence_attention
 from revision_jax.models.layers import GatedMlp, LoraLinear, RMSNorm
@@ -102,9 +102,14 @@ class Attention(nn.Module):
         if segments is not None:
             out = sequence_attention(q, k, v, segments, causal=True, reads=reads, columns=columns, implementation=c.attention, rules=self.rules)
         else:  # over a cache, or few rows: no kernel of whole sequences
-            bias = None if columns is None else read_bias(reads, columns)
-            how = {"mask": mask, "bias": bias, "implementation": "xla" if c.attention == "splash" else c.attention}
-            out = attention(q, k, v, **how) if cache is None else cached_attention(q, cache["k"].astype(q.dtype), cache["v"].astype(q.dtype), **how)
+            kernel = "xla" if c.attention == "splash" else c.attention
+            attend = attention if cache is None else cached_attention
+
+            def seen(q: Array, k: Array, v: Array, mask: Array, reads: Array | None, columns: Array | None) -> Array:
+                return attend(q, k, v, mask=mask, bias=None if columns is None else read_bias(reads, columns), implementation=kernel)
+
+            k, v = (k, v) if cache is None else (cache["k"].astype(q.dtype), cache["v"].astype(q.dtype))
+            out = by_batch(seen, mask.shape[-1], q, k, v, mask, reads, columns)
         return linear("o", c.width, False)(out.reshape(*out.shape[:2], -1), deterministic), cache
 
 

@@ -88,11 +88,30 @@ class LoraLinear(nn.Module):
             up = self.variable("lora", "b", jnp.zeros, (self.lora.rank, self.features)).value
             if self.lora.dropout > 0 and not deterministic:
                 x = nn.Dropout(self.lora.dropout, deterministic=False)(x)
-            out = out + (x @ down.astype(x.dtype)) @ (up.astype(x.dtype) * self.lora.scale)
+            out = out + _widen(x @ down.astype(x.dtype), up.astype(x.dtype) * self.lora.scale)
         return out
 
     def _down(self, width: int):
         return nn.initializers.normal(width**-0.5)(self.make_rng("lora"), (width, self.lora.rank))
+
+
+@jax.custom_vjp
+def _widen(narrow: Float[Array, "*B rank"], up: Float[Array, "rank out"]) -> Float[Array, "*B out"]:
+    """narrow up, whose gradient for `up` is summed over the rows as they lie. Autodiff transposes it instead, and XLA on a CPU then works out all that leads
+    to the gradient column by column: a tiny decoder's step takes 1.7 times as long."""
+    return narrow @ up
+
+
+def _widen_forward(narrow: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return narrow @ up, (narrow, up)
+
+
+def _widen_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    narrow, up = kept
+    return gradient @ up.T, jnp.einsum("...r,...o->ro", narrow, gradient)
+
+
+_widen.defvjp(_widen_forward, _widen_backward)
 
 
 class Mlp(nn.Module):

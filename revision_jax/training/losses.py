@@ -41,9 +41,9 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
 
     batch: images uint8 (B, h, w, 3); caption_ids / caption_mask (B, C, S), each image's captions, half of which hold and half are hard negatives;
     labels (B, B C): does image b show what caption j says? phrase_labels (B, F, B C): does it show the f-th thing that it speaks of? travels (B, C, 2):
-    the way that each caption says (rows, columns; zeros for none). tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image, and
-    tag_labels (B, A).
-    Own captions, tags and other images' captions make about a third of the loss each.
+    the way that each caption says (rows, columns; zeros for none). tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image (A / 2
+    of things, then A / 2 of things that cover others or are covered), and tag_labels (B, A).
+    Own captions, both kinds of tags and other images' captions make about a quarter of the loss each.
     keep: share of each image's blocks of patches that are encoded, those with the most contrast (see `revision.encode_images`).
     """
     params, labels = state["params"], batch["labels"]
@@ -62,24 +62,33 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         return jnp.sum(losses * own) / jnp.sum(own), 8.0 * jnp.sum(losses * ~own) / jnp.sum(~own)
 
     own_loss, other_loss = pair_loss(logits, labels)
-    tag_loss = jnp.mean(optax.sigmoid_binary_cross_entropy(tag_logits, batch["tag_labels"].astype(jnp.float32)))
+    tag_losses, tags = optax.sigmoid_binary_cross_entropy(tag_logits, batch["tag_labels"].astype(jnp.float32)), tag_logits.shape[1] // 2
+    # Which of two things covers the other is the finest point of a picture, so only the pictures of such a pair are asked.
+    pair = jnp.any(batch["tag_labels"][:, tags:], 1, keepdims=True)
+    tag_loss = jnp.mean(tag_losses[:, :tags])
+    part_loss = jnp.sum(tag_losses[:, tags:] * pair) / jnp.maximum(jnp.sum(pair) * tags, 1)
     hit = (logits > 0) == labels
     metrics = {
         "own_accuracy": jnp.sum(hit * own) / jnp.sum(own),
         "hard_negative_accuracy": jnp.sum(hit * own * ~labels) / jnp.maximum(jnp.sum(own * ~labels), 1),
         "own_recall": jnp.sum(hit * own * labels) / jnp.maximum(jnp.sum(own * labels), 1),
-        "tag_accuracy": jnp.mean((tag_logits > 0) == batch["tag_labels"]),
+        "tag_accuracy": jnp.mean(((tag_logits > 0) == batch["tag_labels"])[:, :tags]),
+        "part_accuracy": jnp.sum(((tag_logits > 0) == batch["tag_labels"])[:, tags:] * pair) / jnp.maximum(jnp.sum(pair) * tags, 1),
         "own_loss": own_loss,
         "other_loss": other_loss,
         "tag_loss": tag_loss,
+        "part_loss": part_loss,
         "scale": jnp.exp(params["similarity"]["scale"]),
         **_filled(mask, jnp.ones(features["tokens"].shape[:2], bool)),
     }
-    loss = own_loss + other_loss + tag_loss
+    loss = own_loss + other_loss + tag_loss + part_loss
     for number in range(config.text.phrases):
         said, shown = pair_logits(config, params, features, vectors[:captions, 1 + number]), batch["phrase_labels"][:, number]
         loss = loss + PHRASE * sum(pair_loss(said, shown))
         metrics[f"phrase_accuracy_{number}"] = jnp.sum(((said > 0) == shown) * own) / jnp.sum(own)
+        if number >= 2:  # seen, but not in the part that a relation gives it: there, in front of something instead of behind it
+            other_part = own & batch["phrase_labels"][:, number - 2] & ~shown
+            metrics[f"other_part_refused_{number}"] = jnp.sum((said <= 0) * other_part) / jnp.maximum(jnp.sum(other_part), 1)
     if config.text.motion:
         said, true = text["motion"][:captions], batch["travels"].reshape(captions, 2)
         moving = jnp.any(true != 0, -1)

@@ -4,10 +4,9 @@ import dataclasses
 
 from configs.revisionllm_7b_mad import CROPS, FRAMES, WINDOWS
 from configs.revisionllm_7b_msrvtt import VIDEOS
-from revision_jax.config import AdapterConfig, ExperimentConfig, GroundingConfig, LevelConfig, StageConfig, TextConfig, TrainConfig, VisionConfig
+from revision_jax.config import AdapterConfig, ExampleConfig, ExperimentConfig, GroundingConfig, LevelConfig, StageConfig, TextConfig, TrainConfig, VisionConfig
 from revision_jax.data.curriculum import Curriculum
 from revision_jax.data.tokenizer import Tokenizer
-from revision_jax.example_config import ExampleConfig
 from tests.data.memory_store import E
 from tests.real_tokenizers import byte_level, sentencepiece_like
 

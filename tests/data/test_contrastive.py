@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import ConfigError, StageConfig
+from revision_jax.config import NEGATIVES, ConfigError, ExampleConfig, StageConfig
 from revision_jax.data import scores
 from revision_jax.data.asking import TrainQuestion
 from revision_jax.data.contrastive import Contrastive
@@ -16,7 +16,6 @@ from revision_jax.data.scores import Scored
 from revision_jax.data.targets import Targets
 from revision_jax.data.windows import overlaps_any
 from revision_jax.errors import UserError
-from revision_jax.example_config import NEGATIVES, ExampleConfig
 from tests.data.films import listed
 from tests.data.memory_store import MemoryStore, store_path
 

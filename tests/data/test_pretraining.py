@@ -57,7 +57,7 @@ def test_shapes_and_words(tokenizer, source):
     batch = source.batch(0)
     length = source.stage.caption_len
     shapes = {
-        "images": (4, 160, 160, 3), "labels": (4, 16), "phrase_labels": (4, 2, 16), "caption_ids": (4, 4, length), "caption_mask": (4, 4, length),
+        "images": (4, 160, 160, 3), "labels": (4, 16), "phrase_labels": (4, 4, 16), "caption_ids": (4, 4, length), "caption_mask": (4, 4, length),
         "full_ids": (4, 32), "full_mask": (4, 32), "point_slots": (4, 120), "point_query": (4,),
         "point_after_ids": (4, 40), "point_after_mask": (4, 40), "point_answer_ids": (4, 8), "point_answer_mask": (4, 8),
     }  # fmt: skip

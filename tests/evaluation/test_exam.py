@@ -15,6 +15,7 @@ from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.evaluation import baselines, datasets, exam, fitting, report, submissions
 from revision_jax.evaluation.baselines import Flat, Model, Random, Retrieval
+from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import Grounder
 from tests.grounding.conftest import WORDS, noisy_state, small_config
 
@@ -125,6 +126,7 @@ def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
     assert strict > stored["false_alarms"]["confidences"][0] and loose == 0
     fitted = Grounder.from_pretrained(place, cache_dir=cache)
     assert fitted.threshold == stored["threshold"]
+    assert stored["fitted_on"]["hierarchy"] == "sparse/dense"
     rule = baselines.make("retrieval", fitted, stored)
     assert rule.settings() == stored["baselines"]["retrieval"]
 
@@ -138,6 +140,16 @@ def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
     made = report.load(tmp_path / "model.json")
     assert made["counts"]["videos"] == 2 and made["run"]["settings"]["threshold"] == stored["threshold"]
     assert str(tmp_path) not in json.dumps(made["run"])
+
+
+def test_a_fit_of_another_hierarchy_stands_beside_the_first():
+    plain = Calibrator(("score",), (0.0,), (1.0,), (1.0,), 0.0, 1.0, 0.3).to_dict()
+    fit = lambda levels, bias: {**plain, "bias": bias, "false_alarms": {}, "fitted_on": {"hierarchy": levels}}
+    first = fitting.merged({}, fit("sparse/dense", 0.1))
+    both = fitting.merged(first, fit("dense", 0.2) | {"threshold": 0.9})
+    assert both["bias"] == 0.1 and both["threshold"] == 0.3 and both["hierarchies"]["dense"]["fitted_on"] == {"hierarchy": "dense"}
+    assert Calibrator.from_dict(both).of("dense").bias == 0.2
+    assert fitting.merged(both, fit("sparse/dense", 0.5)).get("hierarchies") == {}, "another first fit is another model's: what was beside it goes"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Entropies against a plain computation, orders kept, and a calibrator that finds what the data say."""
 
+import json
 import math
 
 import numpy as np
@@ -87,9 +88,19 @@ def test_round_trip_and_temperature():
     assert sure.confidence("calibrated", rows[0], again) == again.apply(rows[0])
 
 
+def test_a_hierarchy_has_its_own_calibrator_or_the_common_one():
+    rows, correct, _ = world(np.random.default_rng(2), 100)
+    fitted, other = sure.fit(rows, correct), sure.fit(rows, ~correct)
+    both = sure.Calibrator.from_dict(json.loads(json.dumps({**fitted.to_dict(), "hierarchies": {"dense": other.to_dict()}})))
+    assert both.of("dense") == other and both.of("sparse/dense") is both and both.of("dense").apply(rows[0]) != both.apply(rows[0])
+    with pytest.raises(UserError, match=r"calibration.json: hierarchies.dense: lacks bias"):
+        sure.Calibrator.from_dict({**fitted.to_dict(), "hierarchies": {"dense": {"features": [], "mean": [], "std": [], "weights": []}}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"hierarchies": 5}, "not numbers"),
         ({"weights": [1.0]}, "equally long"),
         ({"std": [0.0] * 12}, "equally long, std"),
         ({"bias": "much"}, "not numbers"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from revision_jax.data.windows import slot_frames
 from revision_jax.errors import UserError
 from revision_jax.grounding import confidence as sure
+from revision_jax.grounding import levels as places
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.prefix_cache import PrefixCache
 from revision_jax.grounding.programs import Programs
@@ -170,6 +171,17 @@ def test_a_calibrator_decides_the_ranking(config, programs):
     lengths = [m.end_s - m.start_s for m in found.moments]
     assert lengths == sorted(lengths, reverse=True)
     assert found.moments[0].confidence == pytest.approx(longest.apply(found.moments[0].features))
+
+
+def test_films_of_another_hierarchy_are_judged_by_their_own_calibrator(config, programs):
+    n = len(sure.FEATURES)
+    common, own = (sure.Calibrator(sure.FEATURES, (0.0,) * n, (1.0,) * n, (0.0,) * n, bias) for bias in (0.0, 2.0))
+    short = config.grounding.level("dense").span_s
+    assert places.hierarchy(config.grounding.levels, short) == "dense" != places.hierarchy(config.grounding.levels, 600)
+    both = Searcher(config, programs, dataclasses.replace(common, hierarchies={"dense": own}))
+    for seconds, expected in ((600, common), (short, own)):
+        (found,) = both.search(random_film(seconds), QUERIES[:1])
+        assert found.candidates and {c.confidence for c in found.candidates} == {expected.apply(found.candidates[0].features)}
 
 
 def test_soft_nms_keeps_more(config, programs):

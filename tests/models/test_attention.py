@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +120,64 @@ def test_rows_after_rows_give_the_same_numbers(monkeypatch):
     blocks = jax.make_jaxpr(lambda q: module.attention(q, k, v, mask=mask))(q)
     assert "scan" in str(blocks)
     np.testing.assert_allclose(module.attention(q, k, v, mask=mask), whole, atol=1e-6)
+
+
+def grouped(batch=6, rows=40, heads=4, groups=2, width=8, seed=0):
+    rng = np.random.default_rng(seed)
+    q, k, v = (jnp.asarray(rng.normal(size=(batch, rows, count, width)), jnp.float32) for count in (heads, groups, groups))
+    mask = jnp.asarray(rng.random((batch, 1, rows, rows)) < 0.7)
+    return q, k, v, mask, jnp.asarray(rng.normal(size=(batch, heads, rows, rows)), jnp.float32)
+
+
+@pytest.mark.parametrize(("cache", "parts"), [(4 * 4 * 40 * 40, 6), (10 * 4 * 40 * 40, 3), (20 * 4 * 40 * 40, 2), (1, 6), (2**30, 1)])
+def test_a_batch_in_parts_has_the_values_and_gradients_of_the_whole(cache, parts, monkeypatch):
+    q, k, v, mask, bias = grouped()
+
+    def loss(q, k, v, bias):
+        return jnp.sum(jnp.sin(attention(q, k, v, mask=mask, bias=bias)))
+
+    run = lambda: jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, bias)
+    monkeypatch.setattr("revision_jax.models.attention.CACHE", 2**30)
+    whole = run()
+    monkeypatch.setattr("revision_jax.models.attention.CACHE", cache)
+    jax.clear_caches()
+    text = str(jax.make_jaxpr(loss)(q, k, v, bias))
+    assert (f"length={parts}" in text) if parts > 1 else ("scan" not in text)
+    jax.tree.map(lambda part, all_: np.testing.assert_allclose(part, all_, atol=1e-5), run(), whole)
+
+
+def test_what_is_the_same_for_every_row_of_the_batch_stays_whole(monkeypatch):
+    q, k, v, _, bias = grouped()
+    causal = jnp.tril(jnp.ones((40, 40), bool))[None, None]
+    whole = attention(q, k, v, mask=causal, bias=bias[:1])
+    monkeypatch.setattr("revision_jax.models.attention.CACHE", 1)
+    np.testing.assert_allclose(attention(q, k, v, mask=causal, bias=bias[:1]), whole, atol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v), attention(q, k, v, mask=jnp.ones((1, 1, 1, 40), bool)), atol=1e-6)
+
+
+def test_a_split_batch_in_parts_sends_nothing():
+    """Eight devices, a process of its own: every part holds some rows of each device."""
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from revision_jax.models import attention
+from revision_jax.sharding.activations import on_mesh
+mesh = Mesh(np.array(jax.devices()).reshape(8), ("data",))
+rng = np.random.default_rng(0)
+whole = [jnp.asarray(rng.normal(size=(32, 40, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
+laid = [jax.device_put(x, NamedSharding(mesh, P("data"))) for x in whole]
+def loss(q, k, v):
+    with on_mesh(mesh):
+        return jnp.sum(jnp.sin(attention.attention(q, k, v)), axis=(1, 2, 3))
+expected = loss(*whole)
+attention.CACHE = 4 * 4 * 40 * 40
+gradients = jax.jit(lambda q, k, v: jax.vjp(loss, q, k, v)[1](jnp.ones(32)))
+text = gradients.lower(*laid).compile().as_text()
+assert "while" in text
+found = [kind for kind in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter") if kind in text]
+assert not found, found
+np.testing.assert_allclose(jax.jit(loss)(*laid), expected, atol=1e-5)
+"""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags})
+    assert done.returncode == 0, done.stderr[-2000:]

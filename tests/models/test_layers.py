@@ -51,6 +51,20 @@ def lora_variables(module, seed=0):
     return variables, {**variables, "lora": filled}
 
 
+def test_the_gradients_of_lora_are_those_of_its_formula():
+    module = LoraLinear(5, use_bias=True, lora=LORA)
+    _, filled = lora_variables(module)
+
+    def formula(lora, x):
+        return jnp.sum(jnp.sin(x @ filled["params"]["kernel"] + filled["params"]["bias"] + 2.0 * (x @ lora["a"]) @ lora["b"]))
+
+    def layer(lora, x):
+        return jnp.sum(jnp.sin(module.apply({"params": filled["params"], "lora": lora}, x)))
+
+    found, expected = (jax.jit(jax.grad(run, argnums=(0, 1)))(filled["lora"], jnp.asarray(X)) for run in (layer, formula))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
 def test_fresh_lora_changes_nothing_and_filled_lora_is_its_formula():
     module = LoraLinear(5, use_bias=True, lora=LORA)
     variables, filled = lora_variables(module)

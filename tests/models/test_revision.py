@@ -55,7 +55,7 @@ patch_visual = jax.jit(lambda state, *arrays: revision.patch_visual(CONFIG, stat
 
 @jax.jit
 def dense_visual(state, frames, valid, level):
-    level = None if level is None else jnp.repeat(level[..., None], 3, -1)  # the whole query and two phrases
+    level = None if level is None else jnp.repeat(level[..., None], 5, -1)  # the whole query and four phrases
     where = None if level is None else jnp.where(valid[..., None, None], jax.random.uniform(jax.random.key(1), (*level.shape, 2)), jnp.nan)
     match = None if level is None else signal.Match(level, where, jnp.ones((len(level), 2)))
     return revision.dense_visual(CONFIG, state, "dense", frames, valid, NUMBERS, match)
@@ -139,7 +139,7 @@ def test_patches_that_did_not_change_are_not_shown(moved):
     tokens = random(1, 8, 4, tiny.WIDTH)
     change = jnp.zeros((1, 8, 4)).at[0, 5, :moved].set(50.0)
     valid = jnp.ones((1, 8), bool)
-    visual, dropped = patch_visual(tiny.state(), tokens, change, valid, NUMBERS, random(1, 3, tiny.WIDTH), random(1, 2))
+    visual, dropped = patch_visual(tiny.state(), tokens, change, valid, NUMBERS, random(1, 5, tiny.WIDTH), random(1, 2))
     assert int(visual.valid.sum()) == 4 + moved + 6  # the first frame whole, what changed, one token of each other frame
     assert int(dropped[0]) == 0
     other = jnp.where(change[..., None] > 0, tokens, tokens * 1.0).at[0, 6, 3].set(1e4)  # a patch that was pruned

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -7,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from revision_jax.config import ConfigError, MeshConfig
-from revision_jax.sharding.mesh import AXES, local_rows, make_mesh, mesh_shape
+from revision_jax.sharding.mesh import AXES, across_slices, device_grid, local_rows, make_mesh, mesh_shape
 from revision_jax.sharding.rules import Rules, batch_sharding, check_batch, fitted
 from revision_jax.sharding.strategies import PRESETS, rules_named
 
@@ -79,6 +80,46 @@ def test_mesh_sizes():
         mesh_shape(MeshConfig(data=4), 8)
     with pytest.raises(ConfigError, match="at most one axis may be -1"):
         MeshConfig(fsdp=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a layout asks of a device of several TPU slices, which are not here."""
+
+    id: int
+    slice_index: int
+    platform: str = "other"
+    device_kind: str = "chip"
+    process_index: int = 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "slices", "across"),
+    [
+        ((2, 4, 1, 1), 2, (2, 1, 1, 1)),
+        ((4, 1, 2, 2), 2, (2, 1, 1, 1)),
+        ((1, 8, 1, 2), 4, (1, 4, 1, 1)),
+        ((2, 8, 1, 1), 8, (2, 4, 1, 1)),
+        ((6, 1, 1, 2), 3, (3, 1, 1, 1)),
+    ],
+)
+def test_only_data_and_then_fsdp_go_across_slices(shape, slices, across):
+    count = math.prod(shape)
+    chips = [Chip(number, number * slices // count) for number in range(count)]
+    grid = device_grid(shape, chips[::-1])
+    assert grid.shape == shape and {chip.id for chip in grid.flat} == set(range(count))
+    assert across_slices(shape, slices) == (across, tuple(size // out for size, out in zip(shape, across, strict=True)))
+    number = np.vectorize(lambda chip: chip.slice_index)(grid)
+    assert (number == number[:, :, :1, :1]).all(), "context and tensor stay inside a slice"
+    inside = number.reshape(across[0], shape[0] // across[0], across[1], shape[1] // across[1], -1)
+    assert (inside == inside[:, :1, :, :1, :1]).all() and len(np.unique(inside[:, 0, :, 0, 0])) == slices
+
+
+def test_slices_that_do_not_divide_data_and_fsdp_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"fsdp=3, context=1, tensor=4 on 4 slices; only data and fsdp .* make data a multiple of 4"
+    ):
+        across_slices((2, 3, 1, 4), 4)
 
 
 def test_mesh_has_auto_axes_and_one_device_holds_every_row():

@@ -26,7 +26,7 @@ def pictures(seed=0, batch=3, captions=2, tags=4):
     return {
         "images": jnp.asarray(rng.integers(0, 255, (batch, 16, 16, 3)), jnp.uint8),
         "caption_ids": caption_ids, "caption_mask": caption_mask, "labels": jnp.asarray(rng.random((batch, batch * captions)) < 0.4),
-        "phrase_labels": jnp.asarray(rng.random((batch, 2, batch * captions)) < 0.4),
+        "phrase_labels": jnp.asarray(rng.random((batch, 4, batch * captions)) < 0.4),
         "travels": jnp.asarray(rng.integers(-1, 2, (batch, captions, 2)), jnp.float32),
         "tag_ids": jnp.repeat(tag_ids, batch, 0), "tag_mask": jnp.repeat(tag_mask, batch, 0), "tag_labels": jnp.asarray(rng.random((batch, tags)) < 0.4),
     }  # fmt: skip
@@ -51,9 +51,12 @@ def test_the_contrastive_loss_is_its_formula():
     captions = batch["caption_ids"].reshape(6, 6)
     pairs = cross_entropy(logits(captions), np.asarray(batch["labels"]))
     own = np.arange(6)[None] // 2 == np.arange(3)[:, None]
-    tags = cross_entropy(logits(batch["tag_ids"][0]), np.asarray(batch["tag_labels"])).mean()
-    phrases = [cross_entropy(logits(captions, 1 + f), np.asarray(batch["phrase_labels"][:, f])) for f in range(2)]
-    expected = pairs[own].mean() + 8 * pairs[~own].mean() + tags + 0.5 * sum(p[own].mean() + 8 * p[~own].mean() for p in phrases)
+    tags = cross_entropy(logits(batch["tag_ids"][0]), np.asarray(batch["tag_labels"]))
+    pair = np.asarray(batch["tag_labels"])[:, 2:].any(1)
+    assert pair.any() and not pair.all(), "one picture at least holds no pair, and is not asked which covers which"
+    phrases = [cross_entropy(logits(captions, 1 + f), np.asarray(batch["phrase_labels"][:, f])) for f in range(4)]
+    expected = pairs[own].mean() + 8 * pairs[~own].mean() + tags[:, :2].mean() + tags[pair, 2:].mean()
+    expected += 0.5 * sum(p[own].mean() + 8 * p[~own].mean() for p in phrases)
     said = np.asarray(encode_text(params, captions)["motion"])
     expected += 4 * np.square(said - np.asarray(batch["travels"]).reshape(-1, 2)).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int8, UInt8
 from PIL import Image
 
-from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIZE_WORDS, caption, phrase, random_query
+from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIDE, SIZE_WORDS, caption, phrase, random_query
 from revision_jax.data.synthetic.render import draw
 from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture
 from revision_jax.data.synthetic.script import can_pass, passing_offset
@@ -22,7 +22,7 @@ from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS,
 
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
-_COUNTS = {0: 0.04, 1: 0.32, 2: 0.32, 3: 0.10, "pair": 0.22}  # subjects of a picture; pair: one covers the other
+_COUNTS = {0: 0.04, 1: 0.20, 2: 0.20, 3: 0.08, "pair": 0.48}  # subjects of a picture; pair: one covers the other
 
 
 @lru_cache(maxsize=GROUNDS)
@@ -194,7 +194,7 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
     seed: any whole number; pictures of different seeds are independent. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
-    j says, as far as a single picture can tell), "phrase_labels": bool [B 2 B*C] as `judge_phrases`, "full_captions": list of B str, such as
+    j says, as far as a single picture can tell), "phrase_labels": bool [B 4 B*C] as `judge_phrases`, "full_captions": list of B str, such as
     "a small red ring and a large blue striped star .", "travels": float32 [B*C 2] as `travels`, "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
@@ -215,17 +215,27 @@ def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
 
 
 def single_words(scenes: list[tuple[Drawn, ...]], dice: Dice) -> tuple[list[str], Bool[np.ndarray, "B A"]]:
-    """Captions of one attribute each ("something red", "a hoop"), all twenty of them, and which pictures each holds for.
+    """Captions of one attribute each ("something red", "a hoop"), all twenty of them, then the same twenty of a thing that covers another or is covered
+    ("something red in front of something", "a hoop behind something", by chance), and which pictures each holds for.
 
     They are to whole captions what tags are to alt texts: the words are learnt in a few hundred steps, and conjunctions can build on them.
     """
-    captions, labels = [], []
+    captions, labels, parts, part_labels = [], [], [], []
     for kind, words in (("colour", COLOUR_WORDS), ("shape", SHAPE_WORDS), ("size", SIZE_WORDS), ("pattern", PATTERN_BEFORE)):
         for value, synonyms in words.items():
-            word = dice.pick(synonyms)
+            word, relation = dice.pick(synonyms), dice.pick(RELATIONS)
             captions.append(f"a {word}" if kind == "shape" else f"something {word}")
-            labels.append([any(getattr(item.subject, kind) == value for item in drawn) for drawn in scenes])
-    return captions, np.array(labels).T
+            parts.append(f"{captions[-1]} {dice.pick(SIDE[relation])} something")
+            has = [[getattr(item.subject, kind) == value for item in drawn] for drawn in scenes]
+            labels.append([any(values) for values in has])
+            part_labels.append([any(values[place] for place in places_of(drawn, relation)) for values, drawn in zip(has, scenes, strict=True)])
+    return captions + parts, np.array(labels + part_labels).T
+
+
+def places_of(drawn: tuple[Drawn, ...], relation: str) -> list[int]:
+    """Which of the things drawn stand in front of another that they cover, or behind another that covers them."""
+    tops = [place for place, item in enumerate(drawn) if item.over is not None]
+    return tops if relation == "front" else [drawn[place].over for place in tops]
 
 
 _WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0), None: (0, 0)}
@@ -265,15 +275,31 @@ def judge(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndar
     return np.where(np.array([query.relation is not None for query in queries]), together, alone)
 
 
-def judge_phrases(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndarray, "2 B Q"]:
+def judge_phrases(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndarray, "4 B Q"]:
     """Whether every picture shows the first thing that every question speaks of, and the second: the subject before and after its change, the subject
-    and the other of a relation; of other questions both are the subject."""
+    and the other of a relation; of other questions both are the subject. Then the same two of a relation in their parts: does it show the one as it covers
+    something, the other as something covers it (no more than one pair a picture is judged, as in `judge`)?"""
     slots = max(1, max(len(drawn) for drawn in scenes))
     subjects = _look_codes([drawn[i].subject if i < len(drawn) else None for drawn in scenes for i in range(slots)]).reshape(len(scenes), slots, 1, 4)
+    parts = {part: [_first(drawn, part) for drawn in scenes] for part in RELATIONS}
+
+    def fits(asked: np.ndarray, there: np.ndarray) -> np.ndarray:
+        return ((asked == -1) | (asked == there)).all(-1)
 
     def seen(looks: list[Look]) -> np.ndarray:
-        asked = _look_codes(looks)
-        return ((asked == -1) | (asked == subjects)).all(-1).any(1)
+        return fits(_look_codes(looks), subjects).any(1)
 
+    def in_part(looks: list[Look], relations: list[str | None]) -> np.ndarray:
+        plays = {part: fits(_look_codes(looks), _look_codes(there)[:, None]) for part, there in parts.items()}
+        asked = np.array([relation or "" for relation in relations])
+        return np.select([asked == part for part in RELATIONS], [plays[part] for part in RELATIONS], seen(looks))
+
+    first = [query.look for query in queries]
     second = [query.other or (replace(query.look, colour=query.to_colour) if query.to_colour else query.look) for query in queries]
-    return np.stack([seen([query.look for query in queries]), seen(second)])
+    relations = [query.relation for query in queries]
+    converse = [relation and next(other for other in RELATIONS if other != relation) for relation in relations]
+    return np.stack([seen(first), seen(second), in_part(first, relations), in_part(second, converse)])
+
+
+def _first(drawn: tuple[Drawn, ...], relation: str) -> Subject | None:
+    return next((drawn[place].subject for place in places_of(drawn, relation)), None)

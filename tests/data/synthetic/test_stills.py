@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from revision_jax.data.synthetic.stills import judge, judge_phrases, still, still_batch, still_queries, travels
-from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Look, Query, shows
+from revision_jax.data.synthetic.stills import judge, judge_phrases, single_words, still, still_batch, still_queries, travels
+from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Drawn, Look, Query, Subject, shows
 
 
 def test_still_is_a_function_of_its_seed():
@@ -48,10 +48,43 @@ def test_phrase_labels_are_the_predicate_of_each_thing_that_a_question_speaks_of
             return replace(query.look, colour=query.to_colour)
         return query.other or query.look
 
-    expected = [[[shows(Query(look(query)), scene) for query in queries] for scene in scenes] for look in (lambda query: query.look, second)]
-    assert np.array_equal(judge_phrases(scenes, queries), np.array(expected))
-    both = judge_phrases(scenes, queries).all(0)
-    assert (both | ~judge(scenes, queries) | np.array([query.form == "change" for query in queries])).all()  # a change holds before or after it
+    def in_part(look, front):
+        def held(query, scene):
+            if query.relation is None:
+                return shows(Query(look(query)), scene)
+            tops = [item for item in scene if item.over is not None]
+            there = tops if (query.relation == "front") == front else [scene[item.over] for item in tops]
+            return any(look(query).fits(item.subject) for item in there)
+
+        return held
+
+    labels = judge_phrases(scenes, queries)
+    for row, look in enumerate((lambda query: query.look, second)):
+        assert np.array_equal(labels[row], np.array([[shows(Query(look(query)), scene) for query in queries] for scene in scenes]))
+        held = in_part(look, front=row == 0)
+        assert np.array_equal(labels[2 + row], np.array([[held(query, scene) for query in queries] for scene in scenes]))
+    change, holds = np.array([query.form == "change" for query in queries]), judge(scenes, queries)
+    assert (labels.all(0) | ~holds | change).all()  # a change holds before or after it
+    relation = np.array([query.form == "relation" for query in queries])
+    assert (labels[0] & labels[1] & ~labels[2])[:, relation].any(), "both are there, the other way round"
+
+
+def test_tags_of_a_covering_pair_say_which_covers_which():
+    scene = (_drawn("red", "ring", None), _drawn("blue", "square", 0))
+    captions, labels = single_words([scene, scene[:1]], Dice("tags"))
+    held = {caption: tuple(holds) for caption, holds in zip(captions, labels.T.tolist(), strict=True)}
+    assert len(captions) == 40 == len(held)
+    for caption, holds in held.items():
+        if "something" not in caption.split()[2:]:
+            continue
+        lower = any(word in caption for word in ("red", "scarlet", "ring", "hoop"))
+        upper = any(word in caption for word in ("blue", "square", "box"))
+        if lower or upper:
+            assert holds == ((upper and "in front of" in caption) or (lower and "behind" in caption), False), caption
+
+
+def _drawn(colour, shape, over):
+    return Drawn(Subject("large", "plain", colour, shape), 40, (0, 0, 0), 80, 80, over)
 
 
 def test_travels_are_the_ways_that_questions_say():
@@ -64,7 +97,7 @@ def test_travels_are_the_ways_that_questions_say():
 def test_still_batch(seed):
     batch = still_batch(seed, 7, 3)
     assert batch["images"].shape == (7, FRAME, FRAME, 3) and batch["labels"].shape == (7, 21) and batch["labels"].dtype == bool
-    assert batch["phrase_labels"].shape == (7, 2, 21) and batch["travels"].shape == (21, 2)
+    assert batch["phrase_labels"].shape == (7, 4, 21) and batch["travels"].shape == (21, 2)
     assert len(batch["captions"]) == 21 and len(batch["full_captions"]) == 7
     again = still_batch(seed, 7, 3)
     assert np.array_equal(batch["images"], again["images"]) and batch["captions"] == again["captions"] and np.array_equal(batch["labels"], again["labels"])

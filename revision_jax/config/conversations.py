@@ -1,11 +1,11 @@
-"""The config of a stage that trains on conversations: part of `config.StageConfig`."""
+"""The config of a stage that trains on conversations: part of `StageConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from revision_jax.fields import _check, _one_of, _positive
+from revision_jax.config.fields import _check, _one_of, _positive
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""How a stage's examples are cut out of its films: a part of `config.StageConfig`."""
+"""How a stage's examples are cut out of its films: a part of `StageConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from revision_jax.fields import _check, _one_of
+from revision_jax.config.fields import _check, _one_of
 
 # Contrastive examples (data/contrastive.py). random: another window of the film; hard: one that looks like the event; semi_hard: one that a named checkpoint
 # took for the answer, but for less than the true one; cross_video: a window of another film; swap: the question with an attribute changed, or one that is
