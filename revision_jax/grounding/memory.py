@@ -107,13 +107,13 @@ def smallest(batches: Mapping[str, Sequence[int]], bytes_of: BytesOf) -> int:
 def fitted(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None, limit: int) -> ExperimentConfig:
     """The config with batches and a prefix cache that keep answering within `limit` bytes of device memory.
 
-    Raises UserError that says how much the smallest arrangement takes, with these weights and with smaller ones.
+    Raises UserError that says how much the smallest arrangement takes, and about how much with smaller weights.
     """
     levels = [level for level in config.grounding.levels if level.searched]
     batches = {"": (1,), **{level.name: halvings(level.batch) for level in levels}}
     bytes_of = functools.partial(measured, config, tokenizer, weights)
     taken = size(held_state(config, weights))
-    found = None if taken > limit else choose(limit, taken, config.grounding.prefix_cache_mb << 20, batches, functools.cache(bytes_of))
+    found = None if taken > limit else choose(limit, taken, config.grounding.prefix_cache_mb << 20, batches, bytes_of)
     if found is None:
         raise UserError(_too_little(config, tokenizer, weights, limit, batches))
     chosen = tuple(dataclasses.replace(level, batch=found.batches.get(level.name, level.batch)) for level in config.grounding.levels)
@@ -121,13 +121,12 @@ def fitted(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None, 
 
 
 def _too_little(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None, limit: int, batches: Mapping[str, Sequence[int]]) -> str:
-    needed = lambda held: size(held_state(config, held)) + smallest(batches, functools.partial(measured, config, tokenizer, held))
-    held = weights or stored_dtype(config)
-    own, needs = size(held_state(config, weights)), needed(weights)
-    said = f"--memory-limit: {gigabytes(limit)} is too little, the smallest arrangement takes {gigabytes(needs)} ({gigabytes(own)} of them weights as {held})"
-    smaller = [(name, size(held_state(config, name))) for name in WEIGHTS if name != held]
-    others = [f"{gigabytes(needed(name))} with --weights {name}" for name, taken in smaller if taken < own]
-    return f"{said}; {' or '.join(others)}" if others else said
+    held, own = weights or stored_dtype(config), size(held_state(config, weights))
+    least = smallest(batches, functools.partial(measured, config, tokenizer, weights))
+    said = f"--memory-limit: {gigabytes(limit)} is too little, the smallest arrangement takes {gigabytes(own + least)}"
+    others = [(name, size(held_state(config, name))) for name in WEIGHTS if name != held]
+    told = " or ".join(f"{gigabytes(taken + least)} with --weights {name}" for name, taken in others if taken < own)  # whose programs may differ a little
+    return f"{said} ({gigabytes(own)} of them weights as {held}){told and f'; about {told}'}"
 
 
 def gigabytes(count: int) -> str:
@@ -138,6 +137,7 @@ def gigabytes(count: int) -> str:
 # ------------------------------------------------------------------------------------------------------------------------- measuring
 
 
+@functools.lru_cache(maxsize=256)
 def measured(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None, level: str, batch: int) -> int:
     """Bytes beside the weights that the largest program of a level with calls of `batch` rows needs; of "" those that belong to no level, the image encoder's
     among them. Compiled once and remembered on the disk (`stored_programs`)."""

@@ -89,26 +89,27 @@ def test_the_state_is_counted_as_it_is_held(config, state, weights):
     assert memory.size(memory.held_state(config, weights)) == sum(leaf.nbytes for leaf in jax.tree.leaves(held))
 
 
+def with_levels(config, *names, **grounding):
+    levels = tuple(level for level in config.grounding.levels if level.name in names)
+    return dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels, **grounding))
+
+
 @pytest.mark.slow
-def test_a_limit_changes_no_answer(config, state, tokenizer, programs):
-    levels = tuple(level for level in config.grounding.levels if level.name in ("sparse", "dense"))
-    config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels, prefix_cache_mb=1))
+def test_a_limit_changes_no_answer(config, state, tokenizer):
+    config = with_levels(config, "dense", prefix_cache_mb=1)
     weights = memory.size(memory.held_state(config))
     needs = {rows: memory.measured(config, tokenizer, None, "dense", rows) for rows in (1, 2, 4)}
+    image = memory.measured(config, tokenizer, None, "", 1)
     assert needs[1] < needs[2] < needs[4]
-    alone = memory.measured(config, tokenizer, None, "", 1)  # the image encoder takes more than a small decoder
-    with pytest.raises(UserError, match=r"is too little, the smallest arrangement takes .* as float32\); .* with --weights bfloat16 or .* --weights int8"):
+    with pytest.raises(UserError, match=r"is too little, the smallest arrangement takes .* as float32\); about .* --weights bfloat16 or .* --weights int8"):
         memory.fitted(config, tokenizer, None, weights)
-    limit = weights + max(alone, needs[2]) + (1 << 20)
+    limit = weights + max(image, needs[2]) + (1 << 20)
     small = memory.fitted(config, tokenizer, None, limit)
-    bytes_of = lambda level, rows: memory.measured(config, tokenizer, None, level, rows)
-    chosen = {level.name: level.batch for level in small.grounding.levels}
-    assert all(bytes_of(level, rows) + weights <= limit for level, rows in chosen.items()) and small.grounding.prefix_cache_mb <= limit >> 20
-    small = dataclasses.replace(small, grounding=dataclasses.replace(small.grounding, prefix_cache_mb=0, levels=tuple(
-        dataclasses.replace(level, batch=1) for level in levels)))  # the least that can be chosen
-    film = random_film(300)
-    wanted = Searcher(config, programs).search(film, QUERIES)
-    found = Searcher(small, Programs(small, state, tokenizer)).search(film, QUERIES)
+    (level,) = small.grounding.levels
+    assert needs[level.batch] + weights <= limit - (small.grounding.prefix_cache_mb << 20) and (level.batch == 4) == (needs[4] <= max(image, needs[2]))
+    least = dataclasses.replace(small, grounding=dataclasses.replace(small.grounding, prefix_cache_mb=0, levels=(dataclasses.replace(level, batch=1),)))
+    film = random_film(130)
+    wanted, found = (Searcher(one, Programs(one, state, tokenizer)).search(film, QUERIES) for one in (config, least))
     for one, other in zip(wanted, found, strict=True):
         assert [(m.start_s, m.end_s) for m in one.moments] == [(m.start_s, m.end_s) for m in other.moments]
         np.testing.assert_allclose([m.confidence for m in one.moments], [m.confidence for m in other.moments], atol=1e-5)
@@ -116,8 +117,9 @@ def test_a_limit_changes_no_answer(config, state, tokenizer, programs):
 
 @pytest.mark.slow
 def test_a_grounder_keeps_to_it(config, state, tokenizer, tmp_path):
-    levels = tuple(level for level in config.grounding.levels if level.name == "dense")
-    config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
+    config = with_levels(config, "dense")
+    # The state has more levels than that.
+    state = {name: part for name, part in state.items() if name == "params" or name.endswith("/dense")}
     folder = checkpoint.export(state, config, tokenizer.save(tmp_path), tmp_path / "model")
     free = Grounder.from_pretrained(folder, cache_dir=tmp_path / "cache", weights="int8")
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(free.programs.state))
