@@ -129,4 +129,5 @@ def test_a_grounder_keeps_to_it(config, state, tokenizer, tmp_path):
     assert tight.config.grounding.prefix_cache_mb == 0 and tight.searcher.prefixes.budget_bytes == 0
     with pytest.raises(UserError, match="is too little") as refused:
         Grounder.from_pretrained(folder, cache_dir=tmp_path / "cache", weights="int8", memory_limit=held + least - 1)
-    assert "\n" not in str(refused.value) and "with --weights" not in str(refused.value)  # nothing smaller to propose
+    # int8 is for the decoder's matrices alone: of so small a model the rest, float32, takes more.
+    assert "\n" not in str(refused.value) and str(refused.value).endswith("with --weights bfloat16")
