@@ -102,6 +102,7 @@ class GroundingConfig:
     answer_len: int = 8  # S: decoder positions of the answer, end token included
     merge: Literal["nms", "soft_nms"] = "nms"
     merge_iou: float = 0.4
+    retrieval: float = 0.2  # share of a window's similarity to the question in its rank; the rest is what the decoder says of it
     confidence: Literal["entropy", "max_entropy", "log_probability", "presence", "calibrated"] = "calibrated"
     threshold: float = 0.5
     prefix_cache_mb: int = 512
@@ -111,6 +112,7 @@ class GroundingConfig:
         _positive(w, rate=self.rate, query_len=self.query_len, prompt_len=self.prompt_len, answer_len=self.answer_len)
         _one_of(f"{w}.merge", self.merge, ("nms", "soft_nms"))
         _check(0 < self.merge_iou <= 1, f"{w}.merge_iou", f"must lie in (0, 1], is {self.merge_iou}")
+        _check(0 <= self.retrieval <= 1, f"{w}.retrieval", f"must lie in [0, 1], is {self.retrieval}")
         _check(0 <= self.threshold <= 1, f"{w}.threshold", f"must lie in [0, 1], is {self.threshold}")
         names = [level.name for level in self.levels]
         _check(len(names) == len(set(names)), f"{w}.levels", f"names must differ, are {names}")

@@ -12,6 +12,7 @@ A method gives `Found`s, like the search. Its confidences go through a temperatu
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import math
 import time
@@ -22,12 +23,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from revision_jax.config import ExperimentConfig
+from revision_jax.config import ExperimentConfig, GroundingConfig, TrainConfig, override
 from revision_jax.data.windows import span_seconds
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration
+from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import check_order
+from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.search import Candidate, Found, Searcher
 from revision_jax.grounding.similarity import frame_similarity
 
@@ -158,25 +161,45 @@ class Model:
     """The system itself, decided by the checkpoint's own calibration (so `decision.temperature` stays 1).
 
     without: names of levels to leave out, to see what they are worth. The first level left must then look at everything.
+    overrides: dotted ones of the config ("grounding.retrieval=0"), of what leaves the weights as they are.
     """
 
     decision: Decision = Decision()
     without: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     name: str = "model"
 
     def settings(self) -> dict[str, Any]:
-        return {**asdict(self.decision), "without": list(self.without)}
+        return {**asdict(self.decision), "without": list(self.without), **({"overrides": list(self.overrides)} if self.overrides else {})}
 
     def search(self, grounder: Grounder, video: EncodedVideo, queries: Sequence[str], top_k: int) -> list[Found]:
         return self.bounded(grounder).find(video, list(queries), top_k=top_k)
 
     def bounded(self, grounder: Grounder) -> Grounder:
-        """The grounder without those levels; it shares programs and features. Raises UserError for a level that is not there."""
-        if not self.without:
+        """The grounder without those levels, and with these overrides; it shares features, and programs as long as they are the same. Raises UserError for a
+        level that is not there, ConfigError for an override that is none."""
+        if not self.without and not self.overrides:
             return grounder
-        fewer = copy.copy(grounder)
-        fewer.searcher = Searcher(leave_out(grounder.config, self.without), grounder.programs, grounder.calibrator)
-        return fewer
+        return _bounded(grounder, grounder.calibrator, grounder.programs.queries, self.without, self.overrides)
+
+
+@functools.lru_cache(maxsize=1)  # one film after the other is asked in the same way
+def _bounded(grounder: Grounder, calibrator: Calibrator | None, queries: Any, without: tuple[str, ...], overrides: tuple[str, ...]) -> Grounder:
+    changed, programs = copy.copy(grounder), grounder.programs
+    changed.config = override(grounder.config, overrides)
+    if searched_alike(changed.config) != searched_alike(grounder.config):
+        changed.programs = Programs(changed.config, programs.state, programs.tokenizer, programs.text_tokenizer)
+        changed.programs.queries = queries
+    changed.searcher = Searcher(leave_out(changed.config, without), changed.programs, calibrator)
+    return changed
+
+
+def searched_alike(config: ExperimentConfig) -> ExperimentConfig:
+    """The config without what only the search reads: two models with the same one run the same programs."""
+    plain = GroundingConfig()
+    levels = tuple(replace(level, beam=1, beam_share=0.0, min_duration_s=0.0, zooms=(1,)) for level in config.grounding.levels)
+    names = ("merge", "merge_iou", "retrieval", "confidence", "threshold", "prefix_cache_mb")
+    return replace(config, grounding=replace(config.grounding, levels=levels, **{name: getattr(plain, name) for name in names}), train=TrainConfig())
 
 
 def leave_out(config: ExperimentConfig, without: Sequence[str]) -> ExperimentConfig:

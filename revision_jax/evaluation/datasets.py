@@ -23,6 +23,7 @@ from revision_jax.data.datasets import registry
 from revision_jax.data.datasets.corpus import store_of
 from revision_jax.data.datasets.schema import Example
 from revision_jax.data.synthetic import world
+from revision_jax.data.synthetic.style import PLAIN, Style
 from revision_jax.errors import UserError
 from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
 
@@ -60,14 +61,17 @@ def videos_of(split: str, data: DataConfig) -> int:
     return counts.get(split, data.validation_videos)
 
 
-def synthetic(split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None) -> list[Item]:
+def synthetic(
+    split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN
+) -> list[Item]:
     """The first `count` videos of a split of the world, an hour each (the length split: three) unless told otherwise, in
-    folder/synthetic-v<version>/<split>-<seconds>s/<number>. Rendered by worker processes where missing or of another world.
+    folder/synthetic-v<version>/<split>-<seconds>s[-<style>]/<number>. Rendered by worker processes where missing or of another world.
 
     Raises UserError for an unknown split and where the folder cannot be written.
     """
     duration = world.SPLIT_DURATION_S.get(split, 3600.0) if duration_s is None else duration_s
-    places = [(folder / f"synthetic-v{world.WORLD_VERSION}" / f"{split}-{duration:g}s" / f"{index:03d}", index) for index in range(count)]
+    name = "-".join(part for part in (split, f"{duration:g}s", style.name) if part)
+    places = [(folder / f"synthetic-v{world.WORLD_VERSION}" / name / f"{index:03d}", index) for index in range(count)]
     missing = [(place, index) for place, index in places if not _rendered(place, split, index, duration)]
     if missing:
         world.split_seed(split, missing[-1][1])
@@ -76,7 +80,7 @@ def synthetic(split: str, folder: Path, count: int, duration_s: float | None = N
         # Spawned, not forked: this process may hold a started backend.
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             try:
-                for _ in concurrent.futures.as_completed([pool.submit(_render, split, index, duration, str(place)) for place, index in missing]):
+                for _ in concurrent.futures.as_completed([pool.submit(_render, split, index, duration, str(place), style) for place, index in missing]):
                     _.result()
                     done += 1
                     if progress is not None:
@@ -87,11 +91,11 @@ def synthetic(split: str, folder: Path, count: int, duration_s: float | None = N
     return [read_item(place, f"{split}-{index:03d}") for place, index in places]
 
 
-def _render(split: str, index: int, duration_s: float, place: str) -> None:
+def _render(split: str, index: int, duration_s: float, place: str, style: Style) -> None:
     from revision_jax.data.synthetic.script import split_script
     from revision_jax.data.synthetic.write import write
 
-    write(split_script(split, index, duration_s, FPS), place)
+    write(split_script(split, index, duration_s, FPS), place, style=style)
 
 
 def _rendered(place: Path, split: str, index: int, duration_s: float) -> bool:

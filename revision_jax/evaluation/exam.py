@@ -24,9 +24,10 @@ from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import WINDOW_KINDS
 from revision_jax.grounding.search import Found
 
-VERSION = 2  # of what is kept
+VERSION = 3  # of what is kept
 Spans = tuple[tuple[float, float], ...]  # seconds
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
+Opened = Callable[[Grounder, Item], EncodedVideo]
 
 
 def identity(checkpoint: str | Path, method: Method, top_k: int, given: Sequence[str] = ()) -> str:
@@ -44,12 +45,13 @@ def identity(checkpoint: str | Path, method: Method, top_k: int, given: Sequence
 
 
 def run(
-    grounder: Grounder, method: Method, items: Sequence[Item], answers: Path, *, top_k: int = 5, oracle: bool | None = None, progress: Progress | None = None
+    grounder: Grounder, method: Method, items: Sequence[Item], answers: Path, *, top_k: int = 5, oracle: bool | None = None, progress: Progress | None = None,
+    opened: Opened | None = None,
 ) -> list[Outcome]:
     """Every question of every video, in order. `answers`: the folder of `identity`; videos whose answers lie there are not asked again.
 
-    oracle: also ask the frame level about the right windows (default: for the model only). Raises UserError for a video or question that
-    cannot be used.
+    oracle: also ask the frame level about the right windows (default: for the model only). opened: makes an item's features, in place of `video_of`. Raises
+    UserError for a video or question that cannot be used.
     """
     oracle = method.name == "model" if oracle is None else oracle
     outcomes: list[Outcome] = []
@@ -59,7 +61,7 @@ def run(
         if kept is None:
             if progress is not None:
                 progress(done, len(items), f"encoding {item.name}")
-            video = video_of(grounder, item)
+            video = (opened or video_of)(grounder, item)
             if progress is not None:
                 progress(done, len(items), f"asking {item.name}")
             kept = ask(grounder, method, item, video, top_k, oracle)
@@ -102,6 +104,7 @@ def outcome(item: Item, number: int, found: Found, threshold: float, duration_s:
         video=item.name, query_id=question.query_id, query=question.query, kind=question.kind, duration_s=float(duration_s), truth=question.truth,
         moments=tuple((m.start_s, m.end_s, m.confidence, m.accepted) for m in said.moments), parse_failures=found.parse_failures,
         survivors=survivors, survivors_share=share, windows=windows, oracle_iou=oracle_iou, seconds=float(sum(found.seconds.values())),
+        prompts=float(sum(trace.prompts for trace in found.levels)), tokens=float(sum(trace.tokens for trace in found.levels)),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Every figure is a function of (columns, weights): weights of one give the figure
 other weights (how often each question was drawn). So the interval and the comparison use the very code that makes the figure.
 
 Units: R@k, mIoU, mAP, F1, tF1, EtF1, count_accuracy, RejF1, FPR, refused, answered, window_recall(_all, @k), oracle_window_mIoU and survivors_share in
-percent; AUROC, AURC, ECE and Brier in [0, 1]; false_alarms_per_hour of video; seconds in seconds.
+percent; AUROC, AUROC_right, AURC, ECE and Brier in [0, 1]; false_alarms_per_hour of video; seconds in seconds; prompts and tokens a question.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ PERCENT = (
     *RECALLS, "mIoU", *PRECISIONS, "F1@0.5", "tF1", "count_accuracy", "answered", "refused", "window_recall", "window_recall_all", *WINDOW_RECALLS,
     "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
+COST = ("seconds", "prompts", "tokens")  # of a question
 RESAMPLES = 10_000
 CHUNK, CELLS = 500, 10_000_000  # resamples at a time, and resamples x questions: bounds memory
-LOWER_IS_BETTER = ("FPR", "false_alarms_per_hour", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", "seconds")
+LOWER_IS_BETTER = ("FPR", "false_alarms_per_hour", "AURC", "Brier", "ECE", *tuple(f"ECE@{iou}" for iou in CORRECT_IOUS), "survivors_share", *COST)
 
 
 def _mean(column: Float[np.ndarray, "n"], weights: Float[np.ndarray, "r n"]) -> Float[np.ndarray, "r"]:
@@ -77,7 +78,8 @@ def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray
     """Every figure under every row of weights; NaN where no question of the needed kind has weight.
 
     EtF1 = 100 * count accuracy * mean tF1 over the present questions (OMTG-Bench). RejF1 as in `rejection.rejection_f1`; FPR is the share of absent
-    questions that get an answer (CoMET-Bench). AURC, ECE and Brier are about the first candidate, correct = IoU above 0.5 (ECE@t: above t).
+    questions that get an answer (CoMET-Bench). AUROC_right: of present questions, whether the first candidate's IoU
+    is above 0.5, by its confidence. AURC, ECE and Brier are about the first candidate, correct = IoU above 0.5 (ECE@t: above t).
     """
     weights = np.asarray(weights, dtype=np.float64)
     plain = {name: _mean(table[name], weights) for name in PERCENT}
@@ -90,13 +92,14 @@ def weighted(table: dict[str, Float[np.ndarray, "n"]], weights: Float[np.ndarray
     result["false_alarms_per_hour"] = np.divide(_mean(table["false_alarms"], weights), hours, out=np.full(len(weights), np.nan), where=hours > 0)
     result["AUROC"] = _auroc(table["confidence"], table["present"], weights)
     correct = table[f"correct@{CORRECT_IOUS[-1]}"]
+    yes = table["present"] > 0
+    result["AUROC_right"] = _auroc(table["confidence"][yes], correct[yes], weights[:, yes])
     result["AURC"] = _aurc(table["confidence"], correct, weights)
     for iou in CORRECT_IOUS:
         result[f"ECE@{iou}"] = _ece(table["probability"], table[f"correct@{iou}"], weights)
     result["ECE"] = result[f"ECE@{CORRECT_IOUS[-1]}"]
     result["Brier"] = _mean((table["probability"] - correct) ** 2, weights)
-    result["seconds"] = _mean(table["seconds"], weights)
-    return result
+    return result | {name: _mean(table[name], weights) for name in COST}
 
 
 def figures(outcomes: list[Outcome]) -> dict[str, float | None]:
@@ -107,11 +110,30 @@ def figures(outcomes: list[Outcome]) -> dict[str, float | None]:
     return {name: None if np.isnan(value[0]) else float(value[0]) for name, value in values.items()}
 
 
-def _resamples(questions: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "r n"]]:
+def _resamples(questions: int, resamples: int, seed: int, runs: int = 1) -> Iterator[Float[np.ndarray, "r n"]]:
+    """How often each question was drawn, [r, questions]; of several runs [r, runs * questions], runs being drawn as well."""
     generator = np.random.default_rng(seed)
-    chunk = min(CHUNK, max(1, CELLS // questions))
+    chunk = min(CHUNK, max(1, CELLS // (questions * runs)))
+    draw = lambda things, size: generator.multinomial(things, np.full(things, 1.0 / things), size=size).astype(np.float64)
     for begin in range(0, resamples, chunk):
-        yield generator.multinomial(questions, np.full(questions, 1.0 / questions), size=min(chunk, resamples - begin)).astype(np.float64)
+        size = min(chunk, resamples - begin)
+        drawn = draw(questions, size)
+        yield drawn if runs == 1 else (draw(runs, size)[:, :, None] * drawn[:, None, :]).reshape(size, -1)
+
+
+def over_runs(weighted: Weighted, runs: int) -> Weighted:
+    """Figures of `runs` runs of the same questions (columns one run after the other): the mean of the runs' own, weighted as they were drawn."""
+    if runs == 1:
+        return weighted
+
+    def mean(table: Columns, weights: Float[np.ndarray, "r n"]) -> dict[str, Float[np.ndarray, "r"]]:
+        parts = np.split(np.arange(weights.shape[1]), runs)
+        shares = np.stack([weights[:, part].sum(1) for part in parts])
+        values = [weighted({name: column[part] for name, column in table.items()}, weights[:, part]) for part in parts]
+        mixed = lambda name: np.where(shares > 0, shares * np.stack([value[name] for value in values]), 0.0).sum(0) / shares.sum(0)
+        return {name: mixed(name) for name in values[0]}
+
+    return mean
 
 
 def _interval(samples: Float[np.ndarray, "r"], level: float) -> tuple[float, float] | None:
@@ -131,12 +153,17 @@ def intervals(outcomes: list[Outcome], *, resamples: int = RESAMPLES, seed: int 
 
 
 def bootstrap(
-    table: Columns, weighted: Weighted, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+    table: Columns, weighted: Weighted, *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95, runs: int = 1
 ) -> dict[str, tuple[float, float] | None]:
-    """`intervals` of any figures that are a function of columns and weights."""
-    questions = len(next(iter(table.values())))
-    parts = [weighted(table, weights) for weights in _resamples(questions, resamples, seed)]
-    return {name: _interval(np.concatenate([part[name] for part in parts]), level) for name in parts[0]}
+    """`intervals` of any figures that are a function of columns and weights. runs: the columns are those of so many runs of the same questions, one after the
+    other, with `over_runs`'s figures; runs are resampled too."""
+    return {name: _interval(samples, level) for name, samples in _samples(table, weighted, resamples, seed, runs).items()}
+
+
+def _samples(table: Columns, weighted: Weighted, resamples: int, seed: int, runs: int) -> dict[str, Float[np.ndarray, "r"]]:
+    weighted, questions = over_runs(weighted, runs), len(next(iter(table.values()))) // runs
+    parts = [weighted(table, weights) for weights in _resamples(questions, resamples, seed, runs)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def paired_bootstrap(
@@ -156,20 +183,17 @@ def paired_bootstrap(
 
 
 def paired(
-    first: Columns, second: Columns, weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+    first: Columns, second: dict[str, Float[np.ndarray, "m"]], weighted: Weighted, lower_is_better: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0,
+    level: float = 0.95, runs: int = 1, same: bool = True,
 ) -> dict[str, dict[str, float | bool | None]]:
-    """`paired_bootstrap` of any figures that are a function of columns and weights."""
-    tables, questions = (first, second), len(next(iter(first.values())))
-    points = [weighted(table, np.ones((1, questions))) for table in tables]
-    draws: dict[str, list[np.ndarray]] = {}
-    for weights in _resamples(questions, resamples, seed):
-        a, b = (weighted(table, weights) for table in tables)
-        for name in a:
-            draws.setdefault(name, []).append(a[name] - b[name])
+    """`paired_bootstrap` of any figures that are a function of columns and weights. runs: as for `bootstrap`, paired run by run. same: whether these are the
+    same questions; if not, each side is resampled by itself."""
+    points = [over_runs(weighted, runs)(table, np.ones((1, len(next(iter(table.values())))))) for table in (first, second)]
+    drawn = [_samples(table, weighted, resamples, seed + side * (not same), runs) for side, table in enumerate((first, second))]
     result = {}
-    for name, parts in draws.items():
-        a, b = float(points[0][name][0]), float(points[1][name][0])
-        samples = np.concatenate(parts)
+    for name in drawn[0]:
+        a, b = (float(point[name][0]) for point in points)
+        samples = drawn[0][name] - drawn[1][name]
         interval = _interval(samples, level)
         if interval is None or np.isnan(a) or np.isnan(b):
             continue

@@ -34,6 +34,8 @@ class Outcome:
     windows: tuple[tuple[float, float], ...] | None = None  # the first level's, best first, as many as are looked at here
     oracle_iou: float | None = None  # mean over true moments of the top span's IoU when the right window is given; None: not asked
     seconds: float = 0.0
+    prompts: float | None = None  # sequences that the decoder read for this question; None: not counted
+    tokens: float | None = None  # visual tokens in them
     probabilities: bool = True  # whether confidences are meant as such; else they rank alone (other people's scores may be anything)
 
     @property
@@ -121,4 +123,6 @@ def columns(outcomes: list[Outcome]) -> dict[str, Float[np.ndarray, "n"]]:
         put("survivors_share", outcome.survivors_share)
         put("oracle_window_mIoU", outcome.oracle_iou, yes)
         put("seconds", outcome.seconds)
+        put("prompts", outcome.prompts)
+        put("tokens", outcome.tokens)
     return {name: np.asarray(values) for name, values in table.items()}

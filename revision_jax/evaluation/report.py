@@ -23,8 +23,8 @@ HEADLINE = (
     *figures.WINDOW_RECALLS, "survivors_share", "oracle_window_mIoU",
 )  # fmt: skip
 MAIN = ("R1@0.5", "mIoU", "RejF1", "AUROC", "ECE", "window_recall", "seconds")  # shown also where the questions do not have what they need
-FRACTIONS = ("AUROC", "AURC", "ECE", "Brier", "false_alarms_per_hour")  # told as they are, not in percent
-UNITS = "percent; AUROC, AURC, ECE and Brier in [0, 1]; seconds a question, encoding not counted"
+FRACTIONS = ("AUROC", "AUROC_right", "AURC", "ECE", "Brier", "false_alarms_per_hour")  # told as they are, not in percent
+UNITS = "percent; AUROC, AUROC_right, AURC, ECE and Brier in [0, 1]; seconds a question, encoding not counted"
 MEANING = {
     "R1@0.1": "share of present questions whose first candidate has IoU 0.1 with any true moment",
     "R5@0.1": "the same for any of the first five candidates",
@@ -38,6 +38,8 @@ MEANING = {
     "false_alarms_per_hour": "accepted moments an hour of video, over absent questions",
     "AURC": "mean risk (share of first candidates with IoU of at most 0.5) over all coverages, the most confident first",
     "Brier": "mean squared difference of the first candidate's confidence and whether its IoU is above 0.5",
+    "AUROC_right": "chance that of two present questions' first candidates the one with IoU above 0.5 is more confident than one without",
+    "prompts": "sequences that the decoder read for a question; tokens: visual tokens in them",
     "AUROC": "chance that a present question's confidence exceeds an absent one's",
     "ECE": "calibration error of the first candidate, correct = IoU above 0.5",
     "window_recall": "share of present questions with half of a true moment inside the first level's survivors",

@@ -255,11 +255,9 @@ class Grounder:
         for i in range(0, len(missing), together):
             part = missing[i : i + together]
             images = [self._pictures(video, window, level) for *_, window in part]
-            shown = [x for x in images if len(x)]
-            tokens = self._encoded(np.concatenate(shown)) if shown else []
+            tokens = iter(self._encoded([x for x in images if len(x)]))
             for key, pictures in zip(part, images, strict=True):
-                found[key] = self._patch_arrays(pictures, tokens[: len(pictures)], level) if len(pictures) else None
-                tokens = tokens[len(pictures) :]
+                found[key] = self._patch_arrays(pictures, next(tokens), level) if len(pictures) else None
         for key in keys:
             self._patches[key] = found[key]
             self._patches.move_to_end(key)
@@ -276,11 +274,15 @@ class Grounder:
         except (UserError, ValueError):
             return np.zeros((0, *size, 3), np.uint8)
 
-    def _encoded(self, images: np.ndarray) -> np.ndarray:
-        """Merged tokens [n N E] of the patch level's pictures, CHUNK at a time."""
+    def _encoded(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Merged tokens [n N E] of each patch window's pictures [n h w 3], CHUNK pictures at a time."""
+        if not windows:
+            return []
         config, params, chunk = self.config, self.programs.state["params"], extraction.CHUNK
+        images = np.concatenate(windows)
         parts = [images[i : i + chunk] for i in range(0, len(images), chunk)]
-        return np.concatenate([extraction.encode_chunk(config, params, part, config.patch_encoder)["tokens"] for part in parts])
+        tokens = np.concatenate([extraction.encode_chunk(config, params, part, config.patch_encoder)["tokens"] for part in parts])
+        return np.split(tokens, np.cumsum([len(pictures) for pictures in windows])[:-1])
 
     def _patch_arrays(self, pictures: np.ndarray, tokens: np.ndarray, level: LevelConfig) -> dict[str, np.ndarray]:
         vision, fill = self.config.encoder(self.config.patch_encoder), level.tokens - len(pictures)

@@ -56,7 +56,7 @@ def rank_videos(programs: Programs, sources: Sequence[Source], queries: Sequence
                     if parsed is not None and parsed != "absent" and parsed[1] < len(group):
                         named[parsed[1]] += math.exp(float(decoded.score[row, j]))
                 for slot, share in enumerate(np.minimum(named, 1.0).tolist()):
-                    score = rank_score(float(decoded.present[row]), share, float(tokens[row].level[slot, 0]))
+                    score = rank_score(float(decoded.present[row]), share, float(tokens[row].level[slot, 0]), programs.config.grounding.retrieval)
                     found.append(RankedVideo(first + slot, score, share))
     return [sorted(found, key=lambda one: (-one.score, one.video)) for found in ranked]
 

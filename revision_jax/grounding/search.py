@@ -6,8 +6,8 @@
     overlapping spans are merged, the best `top_k` are the answer
 
 What a window level hands on is its windows ranked by P(present) of their group times the probability that the answer names them (summed over the
-beam), plus `RETRIEVAL` times the window's similarity to the question: plain frame retrieval fills the places that the decoder leaves open, and
-it is what a search of hours may not lose (DESIGN, section 1).
+beam), mixed with the window's similarity to the question by `grounding.retrieval`: plain frame retrieval fills the places that the decoder leaves open,
+and it is what a search of hours may not lose (DESIGN, section 1).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
+from revision_jax.config import ConfigError, ExperimentConfig, GroundingConfig, LevelConfig, PrunerConfig
+from revision_jax.data.processing import kept_tokens
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import levels as places
 from revision_jax.grounding import merging
@@ -30,7 +32,6 @@ from revision_jax.grounding.programs import Programs, Question, WindowTokens
 from revision_jax.grounding.prompt import parse_ids
 from revision_jax.grounding.source import Source, gather
 
-RETRIEVAL = 0.25  # weight of a window's similarity in its rank; the answer's part lies in [0, 1]
 WORTH = 0.2  # of the best candidate's confidence: a lesser one is not looked at closely
 BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
 # For patch windows, each one's {"tokens" [T N E], "change" [T N], "valid" [T]}, or None where there is nothing to see.
@@ -68,6 +69,8 @@ class Trace:
     kept: list[Window] = field(default_factory=list)
     count: int = 0  # windows the level has over the stretch, looked at or not
     calls: int = 0  # device calls that worked on this question
+    prompts: int = 0  # sequences that the decoder read for this question: groups, or windows
+    tokens: int = 0  # visual tokens in them, padding not counted; of patches those that pruning left
     seconds: float = 0.0
     dropped_tokens: int = 0
     parse_failures: int = 0
@@ -227,7 +230,7 @@ class Searcher:
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
                 share = min(float(named[w]), 1.0)
-                score = rank_score(present, share, float(tokens.level[w, 0]))
+                score = rank_score(present, share, float(tokens.level[w, 0]), self.config.grounding.retrieval)
                 entry = Ranked(window, score, present, max(math.log(share), -CLIP) if share > 0 else -CLIP)
                 if window not in ranked[number] or entry.score > ranked[number][window].score:
                     ranked[number][window] = entry
@@ -238,8 +241,9 @@ class Searcher:
             a.regions = places.joined((r.window.start_s, r.window.end_s) for r in a.ranked)
             trace = a.traces[-1]
             trace.windows, trace.kept = order, [r.window for r in a.ranked]
-            groups = sum(1 for other, *_ in rows if other == number)
-            trace.calls, trace.seconds = calls[number] + math.ceil(groups / level.batch), seconds / len(asked)
+            groups = [len(members) for other, members, _ in rows if other == number]
+            trace.calls, trace.seconds = calls[number] + math.ceil(len(groups) / level.batch), seconds / len(asked)
+            trace.prompts, trace.tokens = len(groups), sum(groups)
 
     def _sparse_tokens(self, source: Source, level: LevelConfig, asked: list[_Asked], inside: list[list[Window]], report) -> list[int]:
         """Makes the sparse tokens that are missing, reading each group of windows once for all questions. Returns the device calls of each question."""
@@ -283,6 +287,8 @@ class Searcher:
                 a = asked[number]
                 valid = int(np.asarray(entries[row]["valid"]).sum())
                 best[number, window] = 0.0
+                a.traces[-1].prompts += 1
+                a.traces[-1].tokens += valid
                 for s, e, j in self._spans(level, out.decoded, row, valid, a.traces[-1]):
                     low, high = places.slot_seconds(window, level.tokens, s, e, level.prompt.end, level.sampling)
                     low, high = max(low, start_s), min(high, end_s)
@@ -344,6 +350,8 @@ class Searcher:
                 present = float(sure.sigmoid(decoded.present[row]))
                 trace.windows.append(Ranked(window, present))
                 trace.dropped_tokens += int(dropped[row])
+                trace.prompts += 1
+                trace.tokens += min(patch_tokens(arrays["change"], arrays["valid"], self.config.pruner), level.budget)
                 spans = self._spans(level, decoded, row, valid, trace)
                 if present > 0.5 and spans:
                     s, e, _ = spans[0]
@@ -424,9 +432,19 @@ class Searcher:
         return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
 
 
-def rank_score(present: float, named: float, similarity: float) -> float:
-    """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity."""
-    return (float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + RETRIEVAL * similarity) / (1.0 + RETRIEVAL)
+def rank_score(present: float, named: float, similarity: float, retrieval: float = GroundingConfig.retrieval) -> float:
+    """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity,
+    whose share is `retrieval`."""
+    return (1.0 - retrieval) * float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + retrieval * similarity
+
+
+def patch_tokens(change: Float[np.ndarray, "T N"], valid: Bool[np.ndarray, "T"], pruner: PrunerConfig) -> int:
+    """How many tokens the pruner keeps of some frames, before any budget: `pruner.keep_mask` counted."""
+    change = np.asarray(change, np.float32)[valid]
+    if pruner.keep == "last":
+        change = np.roll(change, -1, axis=0)
+    whole = np.arange(len(change)) == (len(change) - 1 if pruner.keep == "last" else 0)
+    return int(kept_tokens(np.where(whole[:, None], np.inf, change), pruner).sum())
 
 
 def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:

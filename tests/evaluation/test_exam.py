@@ -73,6 +73,18 @@ def test_every_method_answers_in_the_same_form(method, grounder, items):
     json.dumps(report.build(outcomes, {}, resamples=20), allow_nan=False)
 
 
+def test_overrides_change_the_search_and_share_programs_where_they_can(grounder, items):
+    searched = Model(overrides=("grounding.retrieval=0", "grounding.levels.sparse.beam=2")).bounded(grounder)
+    assert searched.programs is grounder.programs and searched.config.grounding.retrieval == 0 and searched.searcher.config is not grounder.config
+    strict = Model(overrides=("pruner.threshold=1e9",))
+    assert strict.bounded(grounder).programs is not grounder.programs and strict.bounded(grounder) is strict.bounded(grounder)
+    video = grounder.encode(items[0].video)
+    found = strict.search(grounder, video, [items[0].questions[0].query], 3)[0]
+    patch = found.levels[-1]
+    assert patch.level.kind == "patch" and patch.prompts > 0 and patch.tokens == patch.prompts * (4 + 7)  # the first frame whole, one token of each other
+    assert exam.outcome(items[0], 0, found, 0.5, video.duration_s).tokens == sum(trace.tokens for trace in found.levels)
+
+
 def test_random_spans_are_the_same_again(grounder, items):
     video = grounder.encode(items[0].video)
     first, again = (Random().search(grounder, video, ["a", "b"], 5) for _ in range(2))

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from revision_jax.data.synthetic.scenery import light_table, plan_scenery, texture
 from revision_jax.data.synthetic.script import Script
 from revision_jax.data.synthetic.shapes import paste, sprite
+from revision_jax.data.synthetic.style import PLAIN, Style
 from revision_jax.data.synthetic.world import FRAME, Drawn
 from revision_jax.errors import UserError
 
@@ -21,18 +22,18 @@ def check_size(size: int) -> None:
         raise UserError(f"size: must be a multiple of 16 in {SIZE[0]}..{SIZE[1]} pixels, is {size}")
 
 
-def draw(image: UInt8[np.ndarray, "h w 3"], drawn: Sequence[Drawn], light: int = 100) -> None:
+def draw(image: UInt8[np.ndarray, "h w 3"], drawn: Sequence[Drawn], light: int = 100, palette: str = "plain") -> None:
     """Draws subjects into a picture, in place, back to front; `light` in percent acts on their colours. The picture is h = w pixels."""
     size = image.shape[0]
     for item in drawn:
-        colours, opacity = sprite(item.subject, item.diameter * size // FRAME, item.tint)
+        colours, opacity = sprite(item.subject, item.diameter * size // FRAME, item.tint, palette)
         if light != 100:
             colours = np.minimum(colours * np.float32(light / 100), np.float32(255))
         paste(image, colours, opacity, item.x * size // FRAME, item.y * size // FRAME)
 
 
-def render(script: Script, size: int = FRAME, start: int = 0, stop: int | None = None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames start..stop-1 of the video, each a fresh array of size x size pixels. Memory does not grow with the video."""
+def render(script: Script, size: int = FRAME, start: int = 0, stop: int | None = None, style: Style = PLAIN) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The script's frames start..stop-1, each a fresh array of size x size pixels, in the style's colours and grounds. Memory does not grow with the video."""
     check_size(size)
     scenery = plan_scenery(script.seed, script.frames, script.fps)
     grounds: dict[int, np.ndarray] = {}  # at most the two that are fading into each other
@@ -47,7 +48,7 @@ def render(script: Script, size: int = FRAME, start: int = 0, stop: int | None =
                 del grounds[index]
             for index in (number, before):
                 if index not in grounds:
-                    grounds[index] = texture(scenery.textures[index], size)
+                    grounds[index] = texture(scenery.textures[index], size, style.grounds)
             x, y = x * size // FRAME, y * size // FRAME
             ground = grounds[number][y : y + size, x : x + size]
             if faded < scenery.fade:
@@ -58,5 +59,5 @@ def render(script: Script, size: int = FRAME, start: int = 0, stop: int | None =
             active.append(waiting.pop())
         active = [index for index in active if script.events[index].end > frame]
         image = ground.copy()
-        draw(image, script.drawn(frame, active), known[5])
+        draw(image, script.drawn(frame, active), known[5], style.palette)
         yield image

@@ -15,8 +15,35 @@ LIGHT = (85, 115)  # percent
 _GROUNDS = ((126, 122, 116), (108, 98, 84), (118, 118, 96), (96, 100, 104), (142, 132, 116), (92, 88, 78), (110, 116, 106), (134, 134, 136))
 
 
-def texture(seed: int, size: int = FRAME) -> UInt8[np.ndarray, "h w 3"]:
-    """A muted ground of (size + margin)^2 pixels: value noise of several octaves, weave, clutter (blobs, thin lines, dots); low saturation."""
+def texture(seed: int, size: int = FRAME, grounds: str = "muted") -> UInt8[np.ndarray, "h w 3"]:
+    """A ground of (size + margin)^2 pixels, of `style.GROUNDS`."""
+    if grounds == "tiles":
+        return _tiles(seed, size)
+    muted = _muted(seed, size)
+    return muted if grounds == "muted" else _coloured(muted, Dice("coloured", seed))
+
+
+def _coloured(ground: UInt8[np.ndarray, "h w 3"], dice: Dice) -> UInt8[np.ndarray, "h w 3"]:
+    """The same ground in a strong colour of its own, about as light as before."""
+    colour = np.array(dice.shuffled((1.45, 1.0, 0.55)), np.float32)
+    return np.clip(ground * colour, 0, 255).astype(np.uint8)
+
+
+def _tiles(seed: int, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Tiles of even greys with dark joints: sharp edges and right angles, where no ground that models are trained on has any."""
+    side = size + MARGIN * size // FRAME
+    dice = Dice("tiles", seed)
+    tile = dice.integer(14, 30) * size // FRAME
+    count = -(-side // tile)
+    greys = np.array([[dice.integer(70, 180) for _ in range(count)] for _ in range(count)], np.uint8)
+    ground = greys.repeat(tile, 0).repeat(tile, 1)[:side, :side]
+    joint = np.arange(side) % tile < max(1, size // FRAME)
+    ground[joint, :], ground[:, joint] = 50, 50
+    return np.repeat(ground[..., None], 3, -1)
+
+
+def _muted(seed: int, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Value noise of several octaves, weave, clutter (blobs, thin lines, dots); low saturation."""
     side = size + MARGIN * size // FRAME
     state, dice = np.random.RandomState(seed % 2**32), Dice("texture", seed)  # NumPy promises RandomState's stream, not Generator's
     noise = np.zeros((side, side), np.float32)

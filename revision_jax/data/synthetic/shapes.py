@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from revision_jax.data.synthetic.style import PALETTES
 from revision_jax.data.synthetic.world import Dice, Subject
 
 DIAMETERS = {"small": (26, 30), "large": (48, 56)}  # pixels of a 160 x 160 frame, both ends included
@@ -70,11 +71,19 @@ def footprint(shape: str, diameter: int) -> Bool[np.ndarray, "n n"]:
     return masks(shape, diameter)[0] > 0.5
 
 
+def shade(colour: str, palette: str = "plain") -> tuple[int, int, int]:
+    """RGB of a colour in a palette of `style.PALETTES`; white and black, which have no paler or deeper shade of the same name, are the same in all."""
+    way = 0.0 if colour in ("white", "black") else PALETTES[palette]
+    return tuple(round(part + abs(way) * ((255 if way > 0 else 0) - part)) for part in RGB[colour])
+
+
 @lru_cache(maxsize=256)
-def sprite(subject: Subject, diameter: int, tint: tuple[int, int, int]) -> tuple[Float[np.ndarray, "n n 3"], Float[np.ndarray, "n n 1"]]:
+def sprite(
+    subject: Subject, diameter: int, tint: tuple[int, int, int], palette: str = "plain"
+) -> tuple[Float[np.ndarray, "n n 3"], Float[np.ndarray, "n n 1"]]:
     """(colours, opacity in [0, 1]) of a subject, n = diameter pixels; colours in [0, 255], not multiplied by the opacity."""
     whole, inner, stripes = masks(subject.shape, diameter)
-    base = np.clip(np.array(RGB[subject.colour], np.float32) + np.array(tint, np.float32), 0, 255)
+    base = np.clip(np.array(shade(subject.colour, palette), np.float32) + np.array(tint, np.float32), 0, 255)
     edge = np.array(EDGE[subject.colour], np.float32) if subject.colour in EDGE else base * np.float32(0.35)
     colour = np.broadcast_to(base, (diameter, diameter, 3))
     if subject.pattern == "striped":
