@@ -14,7 +14,7 @@ from launch.cli import Parser, run
 from launch.ground import DEFAULT_CHECKPOINT
 
 # Files of `launch/benches/`, each with a function of its name.
-NAMES = ("convert", "curate", "data", "decode", "ground", "startup", "tokens", "train", "video", "weights")
+NAMES = ("convert", "curate", "data", "decode", "encode", "ground", "length", "startup", "tokens", "train", "video", "wait", "weights")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -26,8 +26,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", default="videollama3_2b", metavar="CONFIG", help="convert: the preset whose checkpoint is made (default videollama3_2b)")
     parser.add_argument("--load", action="store_true", help="convert: also load both onto the device, which takes the model's size in memory")
-    parser.add_argument("--long", action="store_true", help="also nine hours of video, for memory (minutes more)")
+    parser.add_argument("--long", action="store_true", help="wait, data: also nine hours of video, or 20 GB, for memory (minutes more)")
     parser.add_argument("--videos", type=int, default=3, metavar="N", help="weights: how many videos are asked about (default 3)")
+    parser.add_argument("--films", type=Path, nargs="*", default=[], metavar="VIDEO", help="encode: further videos to prune, beside the rendered world")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON")
     return parser.parse_args(arguments)
 

@@ -31,6 +31,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question, accepted or not (default 5)")
     held = "how the weights are held: int8 is for the matrices of the decoder's layers (default: as the checkpoint's activations)"
     parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), help=held)
+    limit = "device memory to answer within, such as 24GB: chooses how much is computed together and how many shared prefixes are kept"
+    parser.add_argument("--memory-limit", metavar="BYTES", help=limit)
     parser.add_argument("--threshold", type=float, metavar="P", help="confidence in [0, 1] from which a moment is accepted (default: the checkpoint's)")
     alarms = "in place of a threshold: accept as much as keeps to so many false moments an hour of video, on what the checkpoint was fitted on"
     parser.add_argument("--max-false-alarms-per-hour", type=float, metavar="X", help=alarms)
@@ -41,6 +43,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--png", metavar="FILE", help="a timeline picture (numbered ones for several videos)")
     parser.add_argument("--clips", metavar="DIR", help="cut the accepted moments out as files")
     parser.add_argument("--cache", metavar="DIR", help="where encoded videos and compiled programs are kept (default: the user's cache folder)")
+    parser.add_argument("--cache-limit", metavar="BYTES", help="encoded videos are kept up to so much, such as 50GB; the longest unused go (default 20GB)")
+    parser.add_argument("--decoders", type=int, metavar="N", help="processes that decode a long video (default: half of four cores or more, else 1)")
     only = "answer nothing: compile and store every program that the checkpoint can need, whatever the video, so that the first command starts as fast as any"
     parser.add_argument("--compile-only", action="store_true", help=only)
     return parser.parse_args(arguments)
@@ -66,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start, end = seconds("--from", options.start), seconds("--to", options.end)
     if start is not None and end is not None and start >= end:
         raise UserError(f"--from: {options.start} is not before --to {options.end}")
+    if options.decoders is not None and options.decoders < 1:
+        raise UserError(f"--decoders: must be at least 1, is {options.decoders}")
     asked = questions(options.query, options.queries)
     # What is cheap to find out is found out before jax is loaded, and before anything is encoded.
     from revision_jax.checkpoint import load_config
@@ -81,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from revision_jax.evaluation.fitting import threshold_for
 
         options.threshold = threshold_for(options.checkpoint, limit)
-    from revision_jax.grounding.grounder import Grounder
-
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights)
+    grounder = model(options)
     for _, query in asked:
         grounder.check(query)
     results = []
@@ -104,17 +108,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(options, results)
 
 
+def model(options: argparse.Namespace, **more: Any) -> Any:
+    """The checkpoint as the options want it held. Raises UserError."""
+    from revision_jax.grounding.grounder import Grounder
+    from revision_jax.grounding.memory import parse_bytes
+
+    limits = {"--memory-limit": options.memory_limit, "--cache-limit": options.cache_limit}
+    memory, cache = (None if text is None else parse_bytes(name, text) for name, text in limits.items())
+    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, weights=options.weights, memory_limit=memory, **more)
+    grounder.decoders = options.decoders
+    grounder.cache_limit = grounder.cache_limit if cache is None else cache
+    return grounder
+
+
 def compile_programs(options: argparse.Namespace) -> None:
     """`--compile-only`: says how many programs there are, and where. Raises UserError."""
     from revision_jax.errors import UserError
 
     if options.videos or options.query or options.queries:
         raise UserError("--compile-only: takes no video and no question; it depends on the checkpoint alone")
-    from revision_jax.grounding.grounder import Grounder
     from revision_jax.stored_programs import program_folder
 
     began = time.perf_counter()
-    grounder = Grounder.from_pretrained(options.checkpoint, cache_dir=options.cache, ask=False, weights=options.weights)
+    grounder = model(options, ask=False)
     with bar(Path(options.checkpoint).name, "compiling") as progress:
         count = grounder.compile(progress)
     where = program_folder()

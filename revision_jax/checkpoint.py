@@ -257,13 +257,15 @@ def load(
     *,
     dtype: str | None = None,
     shardings: Any = None,
+    each: Callable[[str, Any], dict[str, Any]] | None = None,
 ) -> Shipped:
     """Reads a folder that `export` wrote: (config, state as nested dicts of arrays, path of tokenizer.json, calibration or None).
 
     expected: name -> shape of every tensor the model has, or a function that makes it from the config that was read; None takes the file
     as it is. dtype: floating tensors are turned into it; None keeps what is stored. shardings: None gives NumPy arrays; a jax sharding, nested dicts
     of them like the state, or a function that makes either from the config, gives jax arrays, whose parts go from the mapped file to their devices
-    one at a time. Raises UserError: folder or file missing, not readable, or tensors that do not match (all of them listed).
+    one at a time. each: for a leaf's path and the leaf, as it comes, the leaves that take its place. Raises UserError: folder or file missing, not
+    readable, or tensors that do not match (all of them listed).
     """
     directory = Path(directory)
     config, source = load_config(directory), open_weights(directory)
@@ -273,11 +275,11 @@ def load(
         if wrong:
             raise UserError(f"{directory / WEIGHTS}: {len(wrong)} tensors do not match {CONFIG}: {'; '.join(wrong)}")
     wanted = {name: DTYPES[dtype] if dtype is not None and is_float(info.dtype) else info.dtype for name, info in source.tensors.items()}
-    if shardings is None:
-        tensors = {name: source.read(name).astype(kind) for name, kind in wanted.items()}
-    else:
-        where = sharding_of(shardings(config) if callable(shardings) else shardings)
-        tensors = {name: placed(source, name, kind, where(name)) for name, kind in wanted.items()}
+    where = None if shardings is None else sharding_of(shardings(config) if callable(shardings) else shardings)
+    tensors = {}
+    for name, kind in wanted.items():
+        leaf = source.read(name).astype(kind) if where is None else placed(source, name, kind, where(name))
+        tensors |= {name: leaf} if each is None else each(name, leaf)
     calibration = _read_json(directory / CALIBRATION) if (directory / CALIBRATION).is_file() else None
     return Shipped(config, paths.unflatten(tensors), directory / TOKENIZER, calibration)
 

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,11 @@ def tokens(options: argparse.Namespace) -> dict[str, float | int]:
     from configs.revisionllm_7b_mad import get_config
 
     config = small(get_config())
-    programs, source = model(config)
+    programs, source = model(config, FILM_S)
     theirs = released(programs, FILM_S, config.grounding.rate)
     one, many = asked(programs, source, 1), asked(programs, source, QUESTIONS)
     zoomed = tuple(dataclasses.replace(level, zooms=ZOOMS) if level.kind == "sparse" else level for level in config.grounding.levels)
-    as_released = asked(*model(dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=zoomed))), 1)
+    as_released = asked(*model(dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=zoomed)), FILM_S), 1)
     return {
         "released to here, one question": theirs / one, f"released to here, {QUESTIONS} questions": theirs * QUESTIONS / many,
         "released: tokens a question": theirs, "here: tokens of one question": one, f"here: tokens a question of {QUESTIONS}": round(many / QUESTIONS),
@@ -46,17 +47,18 @@ def tokens(options: argparse.Namespace) -> dict[str, float | int]:
     }
 
 
-def small(config: ExperimentConfig) -> ExperimentConfig:
-    """The preset with small widths: levels, prompts and windows as they are."""
-    width, heads = 32, 4
+def small(config: ExperimentConfig, width: int = 32, mlp: int = 32, decoder: dict[str, Any] | None = None) -> ExperimentConfig:
+    """The preset with small widths of towers and adapters, and of the decoder but for its fields that are given: levels, prompts and windows as they are."""
+    heads = 4
     levels = tuple(
-        dataclasses.replace(level, adapter=dataclasses.replace(level.adapter, width=width, heads=heads, mlp=width)) for level in config.grounding.levels
+        dataclasses.replace(level, adapter=dataclasses.replace(level.adapter, width=width, heads=heads, mlp=mlp)) for level in config.grounding.levels
     )
+    smaller = {"width": width, "layers": 1, "heads": heads, "kv_heads": heads, "head_dim": width // heads, "mlp": mlp, "scan": False, "dtype": "float32"}
     return dataclasses.replace(
         config,
-        vision=dataclasses.replace(config.vision, width=width, layers=1, heads=heads, mlp=width, projection=width),
-        text=dataclasses.replace(config.text, width=width, layers=1, heads=heads, mlp=width, projection=width),
-        decoder=dataclasses.replace(config.decoder, width=width, layers=1, heads=heads, kv_heads=heads, head_dim=8, mlp=width, scan=False, dtype="float32"),
+        vision=dataclasses.replace(config.vision, width=width, layers=1, heads=heads, mlp=mlp, projection=width),
+        text=dataclasses.replace(config.text, width=width, layers=1, heads=heads, mlp=mlp, projection=width),
+        decoder=dataclasses.replace(config.decoder, **{**smaller, **(decoder or {})}),
         grounding=dataclasses.replace(config.grounding, levels=levels),
     )
 
@@ -68,7 +70,7 @@ class Counted(Programs):
 
     def window_answers(self, level: LevelConfig, groups: Sequence) -> tuple:
         decoded, calls = super().window_answers(level, groups)
-        self.read += sum(len(self.functions.before[level.name]) + len(made.level) + self._asked(level, question) for made, question in groups)
+        self.read += sum(len(self.functions.before[level.name]) + len(made.level) + self._asked(level, question, len(made.level)) for made, question in groups)
         self.read += _answered(decoded)
         return decoded, calls
 
@@ -78,12 +80,13 @@ class Counted(Programs):
 
     def frame_answers(self, level: LevelConfig, rows: Sequence) -> FrameAnswer:
         made = super().frame_answers(level, rows)
-        self.read += sum(self._asked(level, question) for _, question in rows) + _answered(made.decoded)
+        self.read += sum(self._asked(level, question, int(np.asarray(entry["valid"]).sum())) for entry, question in rows) + _answered(made.decoded)
         return made
 
-    @staticmethod
-    def _asked(level: LevelConfig, question: Question) -> int:
-        return int(question.after[level.name][1].sum())
+    def _asked(self, level: LevelConfig, question: Question, slots: int) -> int:
+        """Tokens of a question, and of the cues behind it where the model has them."""
+        signal = self.config.decoder.signal
+        return int(question.after[level.name][1].sum()) + (slots if signal.enabled and signal.cues else 0)
 
 
 def _answered(decoded: tuple) -> int:
@@ -91,7 +94,7 @@ def _answered(decoded: tuple) -> int:
     return int(np.maximum(decoded.length - 1, 0).sum())
 
 
-def model(config: ExperimentConfig) -> tuple[Counted, ArraySource]:
+def model(config: ExperimentConfig, film_s: float) -> tuple[Counted, ArraySource]:
     """A random model of the config and a film of random features."""
     import jax
 
@@ -99,30 +102,41 @@ def model(config: ExperimentConfig) -> tuple[Counted, ArraySource]:
     from revision_jax.planning.vocabulary import stand_in
 
     rng = np.random.default_rng(0)
-    frames = round(FILM_S * config.grounding.rate)
-    film = ArraySource({"frame": rng.standard_normal((frames, config.vision.projection), np.float32)}, config.grounding.rate, FILM_S)
+    frames = round(film_s * config.grounding.rate)
+    film = ArraySource({"frame": rng.standard_normal((frames, config.vision.projection), np.float32)}, config.grounding.rate, film_s)
     return Counted(config, init_state(config, jax.random.key(0)), stand_in(config)), film
 
 
 def asked(programs: Counted, source: ArraySource, count: int) -> int:
     """Tokens of `count` questions about the film, asked together, from nothing."""
     programs.read = 0
-    words = QUERY.split()
-    Searcher(programs.config, programs).search(source, [" ".join(words[i % 7 :] + words[: i % 7]) + f" {i}" for i in range(count)])
+    Searcher(programs.config, programs).search(source, questions(count))
     return programs.read
+
+
+def questions(count: int) -> list[str]:
+    """Different ones of the same length."""
+    words = QUERY.split()
+    return [" ".join(words[i % 7 :] + words[: i % 7]) + f" {i}" for i in range(count)]
 
 
 def released(programs: Counted, film_s: float, rate: float) -> int:
     """Tokens of one question by the released procedure, with the prompts and the answers' length of `programs`."""
     levels = {level.name: level for level in programs.config.grounding.levels}
-    question, frames = programs.question(QUERY), round(film_s * rate)
+    question = programs.question(QUERY)
 
     def call(name: str, seen: int) -> int:
         level = levels[name]
         return len(programs.functions.before[name]) + seen + int(question.after[name][1].sum()) + programs.functions.grammar(level).steps - 1
 
-    stride, shown = DENSE
-    total = (math.ceil(frames / stride) - 1) * call("dense", shown)
+    calls = released_calls(round(film_s * rate))
+    return calls["dense"] * call("dense", DENSE[1]) + sum(calls[f"sparse-{size}"] * call(f"sparse-{size}", size) for size in SPARSE[1])
+
+
+def released_calls(frames: int) -> dict[str, int]:
+    """How often the released procedure asks the language model one question about a film of `frames` features, by what it shows it: a window of frames, or a
+    group of windows at any of the zooms; and "windows", of which it makes sparse tokens."""
     stride, groups = SPARSE
     windows = math.ceil(frames / stride) - 1
-    return total + sum(math.ceil(windows / (size // zoom)) * call(f"sparse-{size}", size) for size in groups for zoom in ZOOMS)
+    asked = {f"sparse-{size}": sum(math.ceil(windows / (size // zoom)) for zoom in ZOOMS) for size in groups}
+    return {"dense": math.ceil(frames / DENSE[0]) - 1, **asked, "windows": windows}

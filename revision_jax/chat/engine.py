@@ -1,6 +1,7 @@
 """The compiled programs of a conversation, each with few static shapes: encode frames, read a prompt into the cache, one token more.
 
-    encode   frames of one size, filled up to a bucket of patches (PATCHES), as many at once as fit WORK
+    encode   frames of one size, filled up to a bucket of patches (PATCHES), as many at once as fit WORK; what is pruned before the encoder leaves its place
+             to other frames' patches (`data/compaction.py`), LINES at once
     read     a chunk of a prompt (CHUNKS), text and visual tokens mixed, into a cache of a bucket's length (`slots_for`)
     step     one token for every row
 
@@ -20,9 +21,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from revision_jax.chat.sampling import Sampling, pick
-from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.config import ConfigError, ExperimentConfig, VisionConfig
 from revision_jax.data import frames as host_frames
 from revision_jax.data.chat_template import Prompt
+from revision_jax.data.compaction import lines
 from revision_jax.models import revision
 from revision_jax.models.adapter import make_adapter
 from revision_jax.models.cache import grow, init_cache
@@ -31,6 +33,7 @@ from revision_jax.models.decoder import Decoder, split_layers
 PATCHES = (64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152, 65536)
 WORK = 2**24  # frames x patches^2 of one call: bounds the attention scores of a call to this times heads numbers
 FRAMES = 64
+LINES = 4  # few, because the last call's are filled up with empty ones
 CHUNKS = (32, 512)
 SLOTS = 512  # the smallest cache; the next ones are twice as long each
 
@@ -72,14 +75,14 @@ def used(config: ExperimentConfig) -> tuple[str, ...]:
 
 @functools.partial(jax.jit, static_argnames=("config", "level"))
 def _encode(
-    config: ExperimentConfig, level: str, params: dict, patches: Float[Array, "B P C"], rows: Int[Array, "P"], columns: Int[Array, "P"],
-    valid: Bool[Array, "B P"],
+    config: ExperimentConfig, level: str, params: dict, patches: Float[Array, "B P C"], rows: Int[Array, "#B P"], columns: Int[Array, "#B P"],
+    valid: Bool[Array, "B P"], segments: Int[Array, "B P"] | None = None,
 ) -> Float[Array, "B N H"]:
-    encoder, batch = config.patch_encoder, patches.shape[0]
+    encoder = config.patch_encoder
     merge = config.encoder(encoder).merge
-    spread = lambda x: jnp.broadcast_to(x, (batch, *x.shape))
+    spread = lambda x: jnp.broadcast_to(x, valid.shape)
     grid = (merge, patches.shape[1] // merge)  # patches are block-major: whatever the true grid, each m^2 of them are one token
-    out = revision.encode_frames(config, params, patches.astype(config.decoder.dtype), spread(rows), spread(columns), valid, grid, encoder)
+    out = revision.encode_frames(config, params, patches.astype(config.decoder.dtype), spread(rows), spread(columns), valid, grid, encoder, segments)
     return make_adapter(config.grounding.level(level).adapter, config.decoder.width).apply({"params": params["adapter"]}, out["tokens"])
 
 
@@ -138,20 +141,32 @@ class Engine:
         bucket = next((size for size in PATCHES if size >= count), count)
         bucket += -bucket % square
         together = max(1, min(FRAMES, WORK // bucket**2))
-        index = np.zeros((2, bucket), np.int32)
-        index[:, :count] = host_frames.positions(grid, merge)
         # Before the encoder, dropped tokens are not even seen; after it, all are encoded and dropped then.
-        seen = np.repeat(keep, square, axis=1) if config.pruner.where == "before_encoder" else np.ones((len(frames), count), bool)
+        if config.pruner.where == "before_encoder" and not keep.all():
+            return self._encode_kept(config, frames, keep, vision, bucket, min(LINES, together))
+        index = np.zeros((2, 1, bucket), np.int32)
+        index[:, 0, :count] = host_frames.positions(grid, merge)
         out = []
         for first in range(0, len(frames), together):
             part = frames[first : first + together]
             patches = np.zeros((together, bucket, 3 * vision.patch**2), np.float32)
             patches[: len(part), :count] = host_frames.encoder_patches(part, vision)
             valid = np.zeros((together, bucket), bool)
-            valid[: len(part), :count] = seen[first : first + together]
+            valid[: len(part), :count] = True
             tokens = _encode(config, self.level, self.params, patches, *index, valid)
             out.append(np.asarray(tokens.astype(self.config.decoder.dtype))[: len(part), : count // square][keep[first : first + together]])
         return np.concatenate(out)
+
+    def _encode_kept(
+        self, config: ExperimentConfig, frames: UInt8[np.ndarray, "T h w 3"], keep: Bool[np.ndarray, "T N"], vision: VisionConfig, length: int, together: int
+    ) -> Shaped[np.ndarray, "M H"]:
+        """`encode` of the kept patches alone, in lines of `length`."""
+        out = np.zeros((int(keep.sum()), config.decoder.width), jnp.dtype(config.decoder.dtype))
+        for part in lines(frames, keep, vision, length, together):
+            tokens = _encode(config, self.level, self.params, part.patches, part.rows, part.columns, part.segments > 0, part.segments)
+            there = part.tokens >= 0
+            out[part.tokens[there]] = np.asarray(tokens.astype(out.dtype))[there]
+        return out
 
     def batch(self, prompts: Sequence[Prompt], shown: Sequence[Shaped[np.ndarray, "_ H"]]) -> Batch:
         """Prompts with their visual tokens, side by side. The tokens of a prompt are as many as its places."""

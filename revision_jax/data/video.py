@@ -17,7 +17,7 @@ import hashlib
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -122,23 +122,36 @@ class FrameReader:
         self.failures = 0  # packets that could not be decoded so far
 
     def __iter__(self) -> Iterator[FrameChunk]:
+        with self._opened() as source:
+            yield from self._chunks(source)
+
+    def stretches(self, wanted: Iterable[tuple[float, float]]) -> Iterator[Iterator[FrameChunk]]:
+        """The chunks of several stretches, (start, end) in seconds and rising, of a file that is opened once. Each is to be read before the next."""
+        with self._opened() as source:
+            for self.start_s, self.end_s in wanted:
+                yield self._chunks(source)
+
+    def _opened(self) -> _Source:
+        source = _Source(self._path)
+        if self.plan == "references":
+            source.stream.codec_context.skip_frame = "NONREF"
+        return source
+
+    def _chunks(self, source: _Source) -> Iterator[FrameChunk]:
         self.warnings, self.readable_s, self.failures = [], self.end_s, 0
         first = math.ceil(self.start_s * self.rate - 1e-6)
-        with _Source(self._path) as source:
-            if self.plan == "references":
-                source.stream.codec_context.skip_frame = "NONREF"
-            times, frames, found = [], [], 0
-            for time, frame in self._picks(source, first):
-                self.failures = source.failures
-                times.append(time)
-                frames.append(frame)
-                if len(times) == self._chunk:
-                    yield self._emit(times, frames, (first + found) / self.rate)
-                    times, frames = [], []
-                found += 1
-            if times:
-                yield self._emit(times, frames, self.readable_s)
-            self._conclude(source, found)
+        times, frames, found = [], [], 0
+        for time, frame in self._picks(source, first):
+            self.failures = source.failures
+            times.append(time)
+            frames.append(frame)
+            if len(times) == self._chunk:
+                yield self._emit(times, frames, (first + found) / self.rate)
+                times, frames = [], []
+            found += 1
+        if times:
+            yield self._emit(times, frames, self.readable_s)
+        self._conclude(source, found)
 
     def _picks(self, source: _Source, first: int) -> Iterator[tuple[float, np.ndarray]]:
         """(time, picture) of each tick. Holds one decoded frame: the newest, which the coming ticks may take."""

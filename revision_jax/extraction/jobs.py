@@ -145,6 +145,7 @@ class FeatureExtractor:
                     if store is None:
                         told = progress and (lambda done, of, number=number: progress(of * number + done, of * len(self.passes)))
                         options = {"rate": rate, "encoder": encoder, "identity": self.identities[encoder], "resume": True, "progress": told}
+                        options["decoders"] = 1  # there are as many processes as are wanted, each with a film of its own
                         store = extraction.extract(job.path, self.config, self.params, path, **options)
                     warnings, frames = warnings or store.header.warnings, frames or store.frames
                     store.close()

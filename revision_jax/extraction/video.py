@@ -23,6 +23,7 @@ from jaxtyping import Float16, UInt8
 
 from revision_jax.config import ExperimentConfig, VisionConfig
 from revision_jax.data import frames as host_frames
+from revision_jax.data import long_video
 from revision_jax.data import video as host_video
 from revision_jax.data.ahead import ahead
 from revision_jax.data.feature_parts import ResumableWriter
@@ -117,12 +118,13 @@ def extract(
     encoder: str = "vision",
     identity: str | None = None,
     resume: bool = False,
+    decoders: int | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> FeatureStore:
     """Encodes a whole video at `rate` frames per second (default: the config's) into `store`, atomically. Returns the opened store.
 
     identity: `encoder_identity`, where the caller knows it. resume: what is finished outlives a kill, and the next call with the same arguments goes on
-    behind it, to the same bytes (`data/feature_parts.py`). progress(seconds done, seconds in all).
+    behind it, to the same bytes (`data/feature_parts.py`). decoders: processes that decode (`data/long_video.py`). progress(seconds done, seconds in all).
     Raises UserError for a video that cannot be read; one that ends early gives what could be read, with the warning in the header.
     """
     rate = rate or config.grounding.rate
@@ -144,8 +146,9 @@ def extract(
         if writer.complete:
             writer.close()
         else:
-            reader, chunks, previous = _behind(video, rate, writer.frames, writer.damaged, options, progress)
-            with contextlib.closing(features_of(config, params, ((chunk.times, chunk.frames) for chunk in chunks), encoder, previous)) as features:
+            reader, chunks, previous = _behind(video, rate, writer.frames, writer.damaged, {**options, "decoders": decoders}, progress)
+            shown = ((chunk.times, chunk.frames) for chunk in chunks)
+            with contextlib.closing(chunks), contextlib.closing(features_of(config, params, shown, encoder, previous)) as features:
                 for times, values in features:
                     writer.damaged = reader.failures > 0  # maybe of a chunk that is decoded but not encoded yet: too soon does no harm
                     writer.append(times, values)
@@ -158,13 +161,13 @@ def _behind(
 ) -> tuple[host_video.FrameReader, Iterator[host_video.FrameChunk], np.ndarray | None]:
     """A reader of the video, its chunks from frame `first` (a multiple of CHUNK) on, and the picture before them."""
     if damaged or first == 0:
-        reader = host_video.read_frames(video, rate, progress=progress, **options)
+        reader = long_video.read_frames(video, rate, progress=progress, **options)
         chunks, previous = iter(reader), None
         for chunk in itertools.islice(chunks, first // CHUNK):
             previous = chunk.frames[-1]
         return reader, chunks, previous
     start_s = first / rate
-    before = host_video.read_frames(video, rate, start_s=(first - 1) / rate, end_s=start_s, **options)
+    before = long_video.read_frames(video, rate, start_s=(first - 1) / rate, end_s=start_s, **options)
     on = progress and (lambda done, left: progress(start_s + done, start_s + left))
-    reader = host_video.read_frames(video, rate, start_s=start_s, progress=on, **options)
+    reader = long_video.read_frames(video, rate, start_s=start_s, progress=on, **options)
     return reader, iter(reader), next(iter(before)).frames[-1]

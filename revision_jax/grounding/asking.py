@@ -62,7 +62,10 @@ def spans_in(text: str, longest: float) -> list[tuple[float, float]]:
 
 
 class AskingGrounder:
-    """Has what `Grounder` has: encode, ground, check, to_json, threshold."""
+    """Has what `Grounder` has: encode, ground, check, to_json, threshold. Features are not kept, so `cache_limit` and `decoders` mean nothing."""
+
+    cache_limit = 0
+    decoders: int | None = None
 
     def __init__(self, chat: Chat, question: str = QUESTION):
         """question: with "{query}" in it. Raises ConfigError for a model that cannot be talked to."""

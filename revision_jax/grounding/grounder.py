@@ -30,6 +30,7 @@ from revision_jax.data.frames import token_change
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
+from revision_jax.extraction import cache
 from revision_jax.extraction import video as extraction
 from revision_jax.extraction.text import text_identity
 from revision_jax.grounding import answer as answers
@@ -37,19 +38,19 @@ from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.level_functions import level_state
 from revision_jax.grounding.levels import Window
+from revision_jax.grounding.memory import fitted, stored_dtype
 from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Found, Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
-from revision_jax.models.quantize import quantize_state
+from revision_jax.models.quantize import quantized_leaf, scale_name
 from revision_jax.stored_programs import stored_json, use_compile_cache
 
 if TYPE_CHECKING:
     from revision_jax.grounding.asking import AskingGrounder
 
-WEIGHTS = ("float32", "bfloat16", "int8")  # how a model's weights can be held
 PATCH_WINDOWS = 64  # patch windows whose features are remembered
 
 
@@ -85,22 +86,26 @@ class Grounder:
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache()
         self.programs = Programs(config, state, tokenizer, text_tokenizer)
         self.searcher = Searcher(config, self.programs, calibrator)
+        self.cache_limit = cache.LIMIT  # bytes of features that are kept
+        self.decoders: int | None = None  # processes that decode a long video; None: by the cores
         self._encoder = ""
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, cache_dir: str | Path | None = None, *, ask: bool = True, weights: str | None = None
+        cls, path: str | Path, cache_dir: str | Path | None = None, *, ask: bool = True, weights: str | None = None, memory_limit: int | None = None
     ) -> Grounder | AskingGrounder:
         """Reads config.json, model.safetensors, tokenizer.json and, where there are any, calibration.json and text_tokenizer/tokenizer.json (of a text tower
         whose vocabulary is not the decoder's).
 
         VideoLLaMA3, converted or a directory as it is, has no levels to search with: it is asked window by window (`AskingGrounder`), unless `ask` forbids it.
         weights: "float32", "bfloat16", or "int8" for the matrices of the decoder's layers (`models/quantize.py`); None: as the activations are.
+        memory_limit: bytes of device memory that it answers within (`memory.py`); None: the config's batches and prefix cache.
         Of another project's directory that holds a part of a model alone an error says what is missing. Raises UserError: no such folder, a file missing or
-        unreadable, tensors that do not match the config (all of them named).
+        unreadable, tensors that do not match the config (all of them named), a limit that is too small.
         """
         asked = weights is not None and "--weights: chooses how this project's own checkpoints are held; convert this one first (launch.convert)"
+        asked = asked or (memory_limit is not None and "--memory-limit: is for this project's own checkpoints; convert this one first (launch.convert)")
         if assemble.is_foreign(path):
             if asked:
                 raise UserError(asked)
@@ -112,14 +117,17 @@ class Grounder:
         config = checkpoint.load_config(path)
         if config.text is None and ask:
             if asked:
-                raise UserError("--weights: a model that is asked window by window has no such choice; leave it out")
+                raise UserError(f"{asked.split(':')[0]}: a model that is asked window by window has no such choice; leave it out")
             return _asking(path)
         dtype = stored_dtype(config, weights)
-        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
-        state = jax.jit(quantize_state, donate_argnums=0)(shipped.state) if weights == "int8" else shipped.state
+        if memory_limit is not None and config.text is not None:  # before a weight is read
+            config = fitted(config, Tokenizer.load(Path(path) / checkpoint.TOKENIZER), weights, memory_limit)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        each = _quantized_on(device) if weights == "int8" else None
+        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=device, each=each)
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
         text = Path(path) / checkpoint.TEXT_TOKENIZER
-        return cls(shipped.config, state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
+        return cls(config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
 
     @classmethod
     def from_parts(cls, parts: Sequence[assemble.Part], config: ExperimentConfig | None = None, cache_dir: str | Path | None = None) -> Grounder:
@@ -172,12 +180,10 @@ class Grounder:
         info, content = files.probe(path), files.content_hash(path)
         self._encoder = self._encoder or extraction.encoder_identity(self.config, self.programs.state["params"])
         rate = self.config.grounding.rate
-        kept = self.cache_dir / "features" / f"{content}-{self._encoder}-{rate:g}.features"
-        store = _open(kept, content, self._encoder, rate)
-        seconds = 0.0
-        if store is None:
-            store = extraction.extract(path, self.config, self.programs.state["params"], kept, progress=progress)
-            seconds = time.perf_counter() - began
+        kept = self.cache_dir / "features" / f"{content}-{self._encoder}-{rate:g}{cache.SUFFIX}"
+        make = lambda: extraction.extract(path, self.config, self.programs.state["params"], kept, decoders=self.decoders, progress=progress)
+        store, made = cache.kept(kept, lambda: _open(kept, content, self._encoder, rate), make, self.cache_limit)
+        seconds = time.perf_counter() - began if made else 0.0
         size = extraction.frame_size(self.config, info)
         own = None if self.config.patch_vision is None else extraction.frame_size(self.config, info, self.config.patch_encoder)
         return EncodedVideo(str(path), info.duration_s, info.fps, StoreSource(store), size, tuple(store.header.warnings), seconds, own)
@@ -291,13 +297,9 @@ def _asking(path: str | Path) -> AskingGrounder:
     return AskingGrounder.from_pretrained(path)
 
 
-def stored_dtype(config: ExperimentConfig, weights: str | None = None) -> str:
-    """The dtype of a model's floating weights, those that `weights` = "int8" quantises among them before. Raises UserError for another name."""
-    if weights not in (None, *WEIGHTS):
-        raise UserError(f"--weights: {weights!r} is not one of {', '.join(WEIGHTS)}")
-    if weights in (None, "int8"):
-        return "bfloat16" if config.decoder.dtype == "bfloat16" else "float32"
-    return weights
+def _quantized_on(device: jax.sharding.Sharding) -> Callable[[str, jax.Array], dict[str, jax.Array]]:
+    """Quantises leaves one by one: the float model is never there as a whole."""
+    return lambda name, leaf: quantized_leaf(name, leaf, {part: device for part in (name, scale_name(name)) if part})
 
 
 def expected_shapes(config: ExperimentConfig) -> dict[str, tuple[int, ...]]:

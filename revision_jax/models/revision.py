@@ -107,11 +107,15 @@ def encode_frames(
     valid: Bool[Array, "B P"],
     grid: tuple[int, int],
     encoder: str = "vision",
+    segments: Int[Array, "B P"] | None = None,
 ) -> dict[str, Array]:
-    """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}. B is frames: they never see each other. `encoder`: see `ExperimentConfig.encoder`."""
+    """Frames to features: {"frame": (B, E), "tokens": (B, N, E)}. B is frames: they never see each other. `encoder`: see `ExperimentConfig.encoder`.
+
+    segments: where B is lines of several frames (`data/compaction.py`), which of them a patch is of; "frame" then means nothing.
+    """
     vision = config.encoder(encoder)
     patches = constrain(patches, config.mesh.rules, "frame", None, None)
-    out = VisionTransformer(vision).apply({"params": params[encoder]}, patches, rows, columns, valid)
+    out = VisionTransformer(vision).apply({"params": params[encoder]}, patches, rows, columns, valid, segments)
     frame = out["frame"]
     tokens = merge_tokens(out["tokens"], grid, vision.merge)
     if vision.projection:

@@ -138,6 +138,17 @@ def test_what_is_dropped_before_the_encoder_is_not_seen(model, where):
     assert np.allclose(first, second, atol=1e-6) == (where == "before_encoder")
 
 
+def test_kept_patches_side_by_side_are_encoded_as_each_frame_alone(model):
+    config, state = model
+    engine = Engine(dataclasses.replace(config, pruner=PrunerConfig(where="before_encoder")), state)
+    film = np.random.default_rng(0).integers(0, 256, (21, 16, 24, 3), dtype=np.uint8)
+    keep = np.random.default_rng(1).random((21, 6)) < 0.4
+    keep[0], keep[7] = True, False
+    together = engine.encode(film, keep, 2)
+    alone = [engine.encode(film[i : i + 1], keep[i : i + 1], 2) for i in range(21)]
+    assert np.allclose(together, np.concatenate(alone), atol=1e-5) and together.shape == (keep.sum(), 32)
+
+
 def test_slots_hold_what_is_needed_and_no_more_than_the_budget():
     for needed in (1, 60, 64, 65, 300, 1000):
         slots = slots_for(needed, 1000)

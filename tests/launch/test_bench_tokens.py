@@ -17,12 +17,10 @@ def asked():
     """A model with one level, its frames, and a film of ten minutes."""
     config = bench.small(get_config())
     dense = config.grounding.level("dense")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "FILM_S", 600.0)
-        config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=(dense,)), train=TrainConfig())
-        programs, source = bench.model(config)
-        one = bench.asked(programs, source, 1)
-        return programs, source, one, bench.asked(programs, source, 3)
+    config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=(dense,)), train=TrainConfig())
+    programs, source = bench.model(config, 600.0)
+    one = bench.asked(programs, source, 1)
+    return programs, source, one, bench.asked(programs, source, 3)
 
 
 def test_every_window_is_seen_once_and_asked_once_a_question(asked):
@@ -39,7 +37,7 @@ def test_every_window_is_seen_once_and_asked_once_a_question(asked):
 
 def test_the_released_procedure_by_hand(asked):
     config = bench.small(get_config())
-    programs, _ = bench.model(config)
+    programs, _ = bench.model(config, 600.0)
     around = {name: len(programs.functions.before[name]) + int(programs.question(bench.QUERY).after[name][1].sum()) for name in ("dense", "sparse-100")}
     # 36,000 features: 115 dense windows; 287 sparse ones in groups of 25, 50, 100 and of 8, 16, 33. Answers: From 010 to 011. and From 10 to 11.
     dense, sparse = 115 * (around["dense"] + 250 + 9), (12 + 6 + 3) * (around["sparse-100"] + 100 + 8) + (36 + 18 + 9) * (around["sparse-100"] + 33 + 7)

@@ -81,6 +81,10 @@ def test_bad_options(video, folder, tmp_path, capsys):  # noqa: F811
         (["--queries", other], 'line 1: has no text "query"'),
         (["--query", "ring", "--checkpoint", tmp_path / "nowhere"], "nowhere: no such checkpoint folder"),
         (["--query", "ring", "--checkpoint", tmp_path], "config.json is missing"),
+        (["--query", "ring", "--memory-limit", "much"], "--memory-limit: 'much' is no amount of memory"),
+        (["--query", "ring", "--memory-limit", "10KB"], "--memory-limit: 0.001 GB is too little, the smallest arrangement takes 0.0"),
+        (["--query", "ring", "--cache-limit", "-1"], "--cache-limit: '-1' is no amount of memory"),
+        (["--query", "ring", "--decoders", "0"], "--decoders: must be at least 1"),
         (["--no-such-option"], "--no-such-option"),
         (["--compile-only"], "--compile-only: takes no video and no question"),
     ):
