@@ -130,8 +130,9 @@ class LevelFunctions:
         read = _clear(arrays[name], valid)
         return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], name: read[i]} for i in range(level.batch)]
 
-    def frame_answer(self, level: LevelConfig, state: dict, entries: list[dict], ask: dict) -> tuple[Decoded, Float[Array, "B T F"]]:
-        """Which frames of B windows, each given by its entry of `frame_prefix`; and how the frames match the question."""
+    def frame_answer(self, level: LevelConfig, state: dict, entries: list[dict], ask: dict) -> tuple[Decoded, Float[Array, "B T F"], Float[Array, "B T"]]:
+        """Which frames of B windows, each given by its entry of `frame_prefix`; how the frames match the question; and how far along the way that the question
+        says its subject lies, in shares of the frame (zeros where the text tower says no way)."""
         cache = stack_caches([entry["cache"] for entry in entries])
         valid = jnp.stack([entry["valid"] for entry in entries])
         if self.needs_tokens:
@@ -142,7 +143,9 @@ class LevelFunctions:
         seen, where = self.similarity(state, frame, tokens, ask["vectors"][:, None])
         match = search_signal.Match(seen, where, ask["motion"])
         visual = revision.dense_visual(self.config, state, level.name, frame, valid, self._numbers, match, ask["tokens"], ask["mask"])
-        return self._answer(level, state, visual, cache, ask, jnp.sum(valid, 1)), jnp.where(valid[..., None], seen, 0.0)
+        along = jnp.zeros(valid.shape) if ask["motion"] is None else search_signal.agreement(search_signal.of_subject(where), ask["motion"])
+        answered = self._answer(level, state, visual, cache, ask, jnp.sum(valid, 1))
+        return answered, jnp.where(valid[..., None], seen, 0.0), jnp.where(valid, along, 0.0)
 
     # --------------------------------------------------------------------------------------------------------------------- patches
 

@@ -49,6 +49,7 @@ class Question:
 class FrameAnswer(NamedTuple):
     decoded: Decoded  # leading axis: rows
     level: np.ndarray  # [rows T F] similarity of each frame
+    along: np.ndarray  # [rows T] how far along the way that the question says its subject lies
 
 
 class Programs:
@@ -191,8 +192,8 @@ class Programs:
         """Answers about at most `level.batch` windows of frames, each given by its prefix entry, each for its question."""
         (batch,) = _batches(list(rows), level.batch)
         ask = self._questions([q for _, q in batch.filled], level)
-        decoded, seen = self.run("frame answer", level.name, [entry for entry, _ in batch.filled], ask)
-        return FrameAnswer(_host(decoded, batch.count), np.asarray(seen)[: batch.count])
+        decoded, seen, along = self.run("frame answer", level.name, [entry for entry, _ in batch.filled], ask)
+        return FrameAnswer(_host(decoded, batch.count), np.asarray(seen)[: batch.count], np.asarray(along)[: batch.count])
 
     # --------------------------------------------------------------------------------------------------------------------- patches
 

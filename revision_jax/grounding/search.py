@@ -225,7 +225,7 @@ class Searcher:
                 named[s : e + 1] += math.exp(float(decoded.score[row, j]))
                 if last:  # a hierarchy that ends with windows answers in windows
                     seconds = places.windows_seconds(members, s, e)
-                    features = self._features(decoded, row, j, seconds, tokens.level, (s, e), (0.0, 0.0), 0.0)
+                    features = self._features(decoded, row, j, seconds, tokens.level, None, (s, e), (0.0, 0.0), 0.0)
                     asked[number].candidates.append(self._candidate(*seconds, features, None, asked[number].calibrator))
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
@@ -295,7 +295,8 @@ class Searcher:
                     if high <= low:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
-                    features = self._features(out.decoded, row, j, (low, high), out.level[row][:valid], (s, e), _coarse(a.ranked, low, high), float(cut))
+                    seen, along = out.level[row][:valid], out.along[row][:valid]
+                    features = self._features(out.decoded, row, j, (low, high), seen, along, (s, e), _coarse(a.ranked, low, high), float(cut))
                     candidate = self._candidate(low, high, features, window, a.calibrator)
                     best[number, window] = max(best[number, window], candidate.confidence)
                     a.candidates.append(candidate)
@@ -386,11 +387,14 @@ class Searcher:
         return spans
 
     def _features(
-        self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, span: tuple[int, int], coarse: tuple[float, float], edge: float
+        self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, along: np.ndarray | None, span: tuple[int, int],
+        coarse: tuple[float, float], edge: float,
     ) -> dict[str, float]:
-        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]."""
+        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]; along: how far along the said way
+        the subject lies there [T], None where slots have no place."""
         entropy, length = decoded.entropy[row, j][None], decoded.length[row, j][None]
         things, seen = seen[span[0] : span[1] + 1, min(1, seen.shape[1] - 1) :], seen[:, 0]
+        gone = 0.0 if along is None else distance_along(along[span[0] : span[1] + 1], things[:, 0])
         inside = seen[span[0] : span[1] + 1]
         beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
         return {
@@ -407,6 +411,7 @@ class Searcher:
             "phrase_max": float(things.max(0).min()),
             "margin": float(inside.mean() - beside.mean()) if len(beside) else 0.0,
             "log_duration": math.log(max(seconds[1] - seconds[0], 1e-3)),
+            "along": gone,
             "edge": edge,
         }
 
@@ -430,6 +435,14 @@ class Searcher:
             if trace.level.kind == "dense":
                 trace.kept = sorted({m.window for m in moments if m.window is not None})
         return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
+
+
+def distance_along(along: np.ndarray, seen: np.ndarray) -> float:
+    """How far something goes over its slots, by the straight line through its places `along` a way [T], slots weighed by how well it is `seen` [T], squared."""
+    weight = np.square(np.asarray(seen, np.float64)) + 1e-9
+    time = np.arange(len(along)) - np.average(np.arange(len(along)), weights=weight)
+    spread = np.average(time * time, weights=weight)
+    return float(np.average(time * along, weights=weight) / spread * (len(along) - 1)) if spread > 1e-6 else 0.0
 
 
 def rank_score(present: float, named: float, similarity: float, retrieval: float = GroundingConfig.retrieval) -> float:

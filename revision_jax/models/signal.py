@@ -129,6 +129,11 @@ def agreement(travels: Float[Array, "*b T 2"], motion: Float[Array, "*b 2"]) -> 
     return jnp.einsum("...tc,...c->...t", travels, motion.astype(jnp.float32), precision="highest")
 
 
+def of_subject(x: Float[Array, "*b F n"]) -> Float[Array, "*b n"]:
+    """Of what is known of each query vector's match that of the query's subject: the first phrase's, of a tower without phrases the query's."""
+    return x[..., min(1, x.shape[-2] - 1), :]
+
+
 def cue_features(config: SignalConfig, match: Match, mask: Bool[Array, "*b T"]) -> Float[Array, "*b T R"]:
     """What a cue says of its slot, float32, zero where masked: of every query vector the similarity, a tenth of its log-odds, and the match's
     place; how far the first phrase's match (of a tower without phrases, the query's) travels, over `config.scales`; and where the query's motion is
@@ -139,9 +144,8 @@ def cue_features(config: SignalConfig, match: Match, mask: Bool[Array, "*b T"]) 
     clipped = jnp.clip(level, 1e-5, 1 - 1e-5)
     odds = (jnp.log(clipped) - jnp.log1p(-clipped)) / 10.0
     where = jnp.full((*level.shape, 2), 0.5) if where is None else jnp.where(mask[..., None, None], where.astype(jnp.float32), 0.5)
-    subject = min(1, level.shape[-1] - 1)
-    seen = level[..., subject]
-    moves = [4.0 * seen[..., None] * travel(seen, where[..., subject, :], reach) for reach in config.scales]
+    seen = of_subject(level[..., None])[..., 0]
+    moves = [4.0 * seen[..., None] * travel(seen, of_subject(where), reach) for reach in config.scales]
     agreed = [] if match.motion is None else [2.0 * agreement(move, match.motion)[..., None] for move in moves]
     place = (2.0 * level[..., None] * (where - 0.5)).reshape(*level.shape[:-1], -1)
     return jnp.where(mask[..., None], jnp.concatenate([level, odds, place, *moves, *agreed], -1), 0.0)
