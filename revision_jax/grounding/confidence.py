@@ -30,7 +30,7 @@ FEATURES = (
     "phrase_max",  # the same phrase-wise of the best frame: is each thing that the query speaks of seen at all?
     "margin",  # inside_mean less the mean just outside
     "log_duration",
-    "along",  # how far the subject goes inside the span the way that the question says, in shares of the frame; 0 where it says none
+    "astray",  # 1 where the subject does not go the way that the question says, 0 where it goes a fifth of the frame or more, or no way is said
     "edge",  # 1 where the span touches an end of its window that is not an end of the film
 )
 CLIP = 15.0  # log-odds and log-probabilities are kept within +-CLIP

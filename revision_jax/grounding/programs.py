@@ -45,6 +45,11 @@ class Question:
     motion: np.ndarray | None  # [2], the way that its subject is said to move
     after: dict[str, tuple[np.ndarray, np.ndarray]]  # level -> ids and mask of the text behind the visual tokens
 
+    @property
+    def says_a_way(self) -> bool:
+        """Whether its subject is said to move: the tower answers with a way of length 1, or 0."""
+        return self.motion is not None and bool(np.linalg.norm(self.motion) > 0.5)
+
 
 class FrameAnswer(NamedTuple):
     decoded: Decoded  # leading axis: rows

@@ -34,6 +34,7 @@ from revision_jax.grounding.source import Source, gather
 
 WORTH = 0.2  # of the best candidate's confidence: a lesser one is not looked at closely
 BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
+ENOUGH = 0.2  # of the frame: what goes so far the way that a question says goes that way
 # For patch windows, each one's {"tokens" [T N E], "change" [T N], "valid" [T]}, or None where there is nothing to see.
 Refine = Callable[[Sequence[Window], LevelConfig], Sequence[dict[str, np.ndarray] | None]]
 Progress = Callable[[str, int, int], None]  # level, done, of
@@ -295,7 +296,7 @@ class Searcher:
                     if high <= low:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
-                    seen, along = out.level[row][:valid], out.along[row][:valid]
+                    seen, along = out.level[row][:valid], out.along[row][:valid] if a.question.says_a_way else None
                     features = self._features(out.decoded, row, j, (low, high), seen, along, (s, e), _coarse(a.ranked, low, high), float(cut))
                     candidate = self._candidate(low, high, features, window, a.calibrator)
                     best[number, window] = max(best[number, window], candidate.confidence)
@@ -391,10 +392,10 @@ class Searcher:
         coarse: tuple[float, float], edge: float,
     ) -> dict[str, float]:
         """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]; along: how far along the said way
-        the subject lies there [T], None where slots have no place."""
+        the subject lies there [T], None where none is said or slots have no place."""
         entropy, length = decoded.entropy[row, j][None], decoded.length[row, j][None]
         things, seen = seen[span[0] : span[1] + 1, min(1, seen.shape[1] - 1) :], seen[:, 0]
-        gone = 0.0 if along is None else distance_along(along[span[0] : span[1] + 1], things[:, 0])
+        gone = ENOUGH if along is None else distance_along(along[span[0] : span[1] + 1], things[:, 0])
         inside = seen[span[0] : span[1] + 1]
         beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
         return {
@@ -411,7 +412,7 @@ class Searcher:
             "phrase_max": float(things.max(0).min()),
             "margin": float(inside.mean() - beside.mean()) if len(beside) else 0.0,
             "log_duration": math.log(max(seconds[1] - seconds[0], 1e-3)),
-            "along": gone,
+            "astray": 1.0 - min(max(gone / ENOUGH, 0.0), 1.0),
             "edge": edge,
         }
 
@@ -438,11 +439,13 @@ class Searcher:
 
 
 def distance_along(along: np.ndarray, seen: np.ndarray) -> float:
-    """How far something goes over its slots, by the straight line through its places `along` a way [T], slots weighed by how well it is `seen` [T], squared."""
+    """How far something goes while it is seen, by the straight line through its places `along` a way [T], slots weighed by how well it is `seen` [T], squared;
+    less where it is seen in a part of the slots alone. As `signal.travel`, for one span."""
     weight = np.square(np.asarray(seen, np.float64)) + 1e-9
     time = np.arange(len(along)) - np.average(np.arange(len(along)), weights=weight)
     spread = np.average(time * time, weights=weight)
-    return float(np.average(time * along, weights=weight) / spread * (len(along) - 1)) if spread > 1e-6 else 0.0
+    slope = np.average(time * along, weights=weight) / spread if spread > 1e-6 else 0.0
+    return float(slope * math.sqrt(12 * spread) * np.mean(seen))
 
 
 def rank_score(present: float, named: float, similarity: float, retrieval: float = GroundingConfig.retrieval) -> float:
