@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launch.cli import Parser, run
+from launch.cli import Parser, run, share
 
 if TYPE_CHECKING:
     from revision_jax.extraction.jobs import Job, Outcome
