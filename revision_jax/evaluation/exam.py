@@ -25,7 +25,7 @@ from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import WINDOW_KINDS
 from revision_jax.grounding.search import Found
 
-VERSION = 3  # of what is kept
+VERSION = 4  # of what is kept
 Spans = tuple[tuple[float, float], ...]  # seconds
 Progress = Callable[[int, int, str], None]  # videos done, of, what is being done
 Opened = Callable[[Grounder, Item], EncodedVideo]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from revision_jax.evaluation import moments, retrieval
+from revision_jax.grounding import merging
 
 PRESENT_KINDS = ("one", "several")
 ABSENT_KINDS = ("absent", "near_miss")
@@ -71,7 +72,9 @@ class Outcome:
 
 def with_threshold(outcome: Outcome, threshold: float) -> Outcome:
     """The same answer decided at another threshold."""
-    return dataclasses.replace(outcome, moments=tuple((s, e, c, c >= threshold) for s, e, c, _ in outcome.moments))
+    spans, confidence = moments.as_spans(m[:2] for m in outcome.moments), np.asarray([m[2] for m in outcome.moments], np.float64)
+    decided = merging.accepted(spans, confidence, threshold).tolist()
+    return dataclasses.replace(outcome, moments=tuple((s, e, c, a) for (s, e, c, _), a in zip(outcome.moments, decided, strict=True)))
 
 
 def columns(outcomes: list[Outcome]) -> dict[str, Float[np.ndarray, "n"]]:

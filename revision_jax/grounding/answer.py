@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
+from revision_jax.grounding.merging import accepted
 from revision_jax.grounding.search import Found
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Seconds [start_s, end_s] of the video. accepted: the confidence reaches the threshold."""
+    """Seconds [start_s, end_s] of the video. accepted: it is an answer (`merging.accepted`), no mere alternative."""
 
     start_s: float
     end_s: float
@@ -44,7 +47,10 @@ def answer(found: Found, threshold: float, duration_s: float, seconds: dict[str,
         start = min(max(round(candidate.start_s, 3), 0.0), duration_s)
         end = min(max(round(candidate.end_s, 3), 0.0), duration_s)
         if start < end:
-            moments.append(Moment(start, end, float(candidate.confidence), bool(candidate.confidence >= threshold)))
+            moments.append((start, end, float(candidate.confidence)))
+    spans, confidence = np.asarray([m[:2] for m in moments], np.float64).reshape(-1, 2), np.asarray([m[2] for m in moments], np.float64)
+    decided = accepted(spans, confidence, threshold).tolist()
+    moments = [Moment(*moment, chosen) for moment, chosen in zip(moments, decided, strict=True)]
     spent = {**(seconds or {}), **found.seconds}
     return Answer(found.query, any(m.accepted for m in moments), tuple(moments), tuple(trace.to_json() for trace in found.levels), spent)
 

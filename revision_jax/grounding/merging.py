@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 def overlaps(span: Float[np.ndarray, "2"], others: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n"]:
@@ -24,6 +24,20 @@ def nms(spans: Float[np.ndarray, "n 2"], scores: Float[np.ndarray, "n"], iou: fl
             rest = np.asarray(order)
             order = list(rest[overlaps(spans[best], spans[rest]) <= iou])
     return np.asarray(kept, np.int64)
+
+
+def accepted(spans: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, "n"], threshold: float) -> Bool[np.ndarray, "n"]:
+    """Which spans, best first, are answers: of at least `threshold`, and no better answer shares half of the shorter of the two or more.
+
+    The end of a moment, found once more beside the whole of it, overlaps it by too little to be merged away; it stays an alternative, but is no second answer.
+    """
+    result = np.zeros(len(spans), bool)
+    for i, (start, end) in enumerate(spans):
+        others = spans[:i][result[:i]]
+        both = np.minimum(end, others[:, 1]) - np.maximum(start, others[:, 0])
+        shorter = np.minimum(end - start, others[:, 1] - others[:, 0])
+        result[i] = confidence[i] >= threshold and not (both >= 0.5 * shorter).any()
+    return result
 
 
 def soft_nms(spans: Float[np.ndarray, "n 2"], scores: Float[np.ndarray, "n"], iou: float) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:

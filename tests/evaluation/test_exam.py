@@ -15,6 +15,7 @@ from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.evaluation import baselines, datasets, exam, fitting, report, submissions
 from revision_jax.evaluation.baselines import Flat, Model, Random, Retrieval
+from revision_jax.evaluation.outcome import with_threshold
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import Grounder
 from tests.grounding.conftest import WORDS, noisy_state, small_config
@@ -62,7 +63,8 @@ def test_every_method_answers_in_the_same_form(method, grounder, items):
     for outcome in outcomes:
         confidences = [m[2] for m in outcome.moments]
         assert len(outcome.moments) <= 3 and confidences == sorted(confidences, reverse=True)
-        assert all(0 <= s < e <= outcome.duration_s and 0 <= c <= 1 and a == (c >= 0.5) for s, e, c, a in outcome.moments)
+        assert all(0 <= s < e <= outcome.duration_s and 0 <= c <= 1 and (c >= 0.5 or not a) for s, e, c, a in outcome.moments)
+        assert with_threshold(outcome, 0.5) == outcome, "the same rule where an answer is made and where it is decided anew"
     if method.name == "model":
         assert all((o.oracle_iou is not None) == o.present for o in outcomes)
         assert all(o.survivors is not None and 0 < o.survivors_share <= 1 for o in outcomes)

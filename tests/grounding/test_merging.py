@@ -40,3 +40,22 @@ def test_soft_keeps_all_and_only_lowers(items, iou):
 def test_overlap_by_hand():
     assert merging.overlaps(np.array([0.0, 10.0]), np.array([[5.0, 15.0], [10.0, 20.0], [0.0, 10.0], [2.0, 4.0]])) == pytest.approx([1 / 3, 0, 1, 0.2])
     assert merging.nms(np.array([[0.0, 10], [1, 11], [50, 60]]), np.array([0.5, 0.9, 0.7]), 0.4).tolist() == [1, 2]
+
+
+@given(items=scored, threshold=st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_answers_reach_the_threshold_and_no_two_are_of_one_moment(items, threshold):
+    items = sorted(items, key=lambda item: -item[1])
+    spans, scores = np.array([s for s, _ in items]), np.array([x for _, x in items])
+    found = merging.accepted(spans, scores, threshold)
+    assert found[0] == (scores[0] >= threshold) and (scores[found] >= threshold).all()
+    shared = lambda a, b: min(a[1], b[1]) - max(a[0], b[0]) >= 0.5 * min(a[1] - a[0], b[1] - b[0])
+    for i in np.flatnonzero(scores >= threshold):
+        assert found[i] != any(shared(spans[i], spans[j]) for j in range(i) if found[j])
+
+
+def test_the_end_of_a_moment_is_no_second_answer():
+    spans = np.array([[10.0, 18.0], [16.0, 18.0], [17.5, 30.0], [40.0, 50.0], [4.0, 60.0]])
+    assert merging.accepted(spans, np.array([0.9, 0.8, 0.8, 0.7, 0.6]), 0.65).tolist() == [True, False, True, True, False]
+    assert merging.accepted(spans, np.array([0.9, 0.8, 0.8, 0.7, 0.7]), 0.65).tolist() == [True, False, True, True, False], "nor one that covers them"
+    assert merging.accepted(np.zeros((0, 2)), np.zeros(0), 0.5).tolist() == []
