@@ -107,7 +107,7 @@ class Calibrator:
     temperature: float = 1.0
     threshold: float = 0.5
     curve: tuple[tuple[float, float], ...] = ()
-    hierarchies: Mapping[str, Calibrator] = field(default_factory=dict)
+    hierarchies: Mapping[str, Calibrator] = field(default_factory=dict, hash=False)
 
     def of(self, hierarchy: str) -> Calibrator:
         """The calibrator of films that are searched by these levels."""

@@ -1,5 +1,6 @@
 """Entropies against a plain computation, orders kept, and a calibrator that finds what the data say."""
 
+import dataclasses
 import json
 import math
 
@@ -92,6 +93,7 @@ def test_a_hierarchy_has_its_own_calibrator_or_the_common_one():
     rows, correct, _ = world(np.random.default_rng(2), 100)
     fitted, other = sure.fit(rows, correct), sure.fit(rows, ~correct)
     both = sure.Calibrator.from_dict(json.loads(json.dumps({**fitted.to_dict(), "hierarchies": {"dense": other.to_dict()}})))
+    assert hash(both) == hash(dataclasses.replace(both)), "a key of what is kept for it"
     assert both.of("dense") == other and both.of("sparse/dense") is both and both.of("dense").apply(rows[0]) != both.apply(rows[0])
     with pytest.raises(UserError, match=r"calibration.json: hierarchies.dense: lacks bias"):
         sure.Calibrator.from_dict({**fitted.to_dict(), "hierarchies": {"dense": {"features": [], "mean": [], "std": [], "weights": []}}})
