@@ -255,23 +255,26 @@ def _look_codes(looks: list[Look | Subject | None]) -> Int8[np.ndarray, "n 4"]:
     return np.array([[-2] * 4 if row[3] is None else [_CODES.get(part, -1) for part in row] for row in rows], np.int8)
 
 
+def _fits(asked: Int8[np.ndarray, "*a 4"], there: Int8[np.ndarray, "*b 4"]) -> np.ndarray:
+    return ((asked == -1) | (asked == there)).all(-1)
+
+
+def _first(drawn: tuple[Drawn, ...], relation: str) -> Subject | None:
+    """A still has one pair at most."""
+    return next((drawn[place].subject for place in places_of(drawn, relation)), None)
+
+
 def judge(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool[np.ndarray, "B Q"]:
     """`world.shows` for every picture and every question at once."""
     slots = max(1, max(len(drawn) for drawn in scenes))
     subjects = _look_codes([drawn[i].subject if i < len(drawn) else None for drawn in scenes for i in range(slots)]).reshape(len(scenes), slots, 4)
-    uppers = [next((item for item in drawn if item.over is not None), None) for drawn in scenes]  # a still has one pair at most
-    above = _look_codes([upper.subject if upper else None for upper in uppers])
-    below = _look_codes([drawn[upper.over].subject if upper else None for upper, drawn in zip(uppers, scenes, strict=True)])
-
-    def fits(asked: np.ndarray, there: np.ndarray) -> np.ndarray:
-        return ((asked == -1) | (asked == there)).all(-1)
-
+    above, below = (_look_codes([_first(drawn, part) for drawn in scenes]) for part in ("front", "behind"))
     look = _look_codes([query.look for query in queries])
     later = _look_codes([replace(query.look, colour=query.to_colour) if query.to_colour else query.look for query in queries])
-    alone = (fits(look, subjects[:, :, None]) | fits(later, subjects[:, :, None])).any(1)
+    alone = (_fits(look, subjects[:, :, None]) | _fits(later, subjects[:, :, None])).any(1)
     upper_asked = _look_codes([query.other if query.relation == "behind" else query.look for query in queries])
     lower_asked = _look_codes([query.look if query.relation == "behind" else query.other for query in queries])
-    together = fits(upper_asked, above[:, None]) & fits(lower_asked, below[:, None])
+    together = _fits(upper_asked, above[:, None]) & _fits(lower_asked, below[:, None])
     return np.where(np.array([query.relation is not None for query in queries]), together, alone)
 
 
@@ -283,14 +286,11 @@ def judge_phrases(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool
     subjects = _look_codes([drawn[i].subject if i < len(drawn) else None for drawn in scenes for i in range(slots)]).reshape(len(scenes), slots, 1, 4)
     parts = {part: [_first(drawn, part) for drawn in scenes] for part in RELATIONS}
 
-    def fits(asked: np.ndarray, there: np.ndarray) -> np.ndarray:
-        return ((asked == -1) | (asked == there)).all(-1)
-
     def seen(looks: list[Look]) -> np.ndarray:
-        return fits(_look_codes(looks), subjects).any(1)
+        return _fits(_look_codes(looks), subjects).any(1)
 
     def in_part(looks: list[Look], relations: list[str | None]) -> np.ndarray:
-        plays = {part: fits(_look_codes(looks), _look_codes(there)[:, None]) for part, there in parts.items()}
+        plays = {part: _fits(_look_codes(looks), _look_codes(there)[:, None]) for part, there in parts.items()}
         asked = np.array([relation or "" for relation in relations])
         return np.select([asked == part for part in RELATIONS], [plays[part] for part in RELATIONS], seen(looks))
 
@@ -299,7 +299,3 @@ def judge_phrases(scenes: list[tuple[Drawn, ...]], queries: list[Query]) -> Bool
     relations = [query.relation for query in queries]
     converse = [relation and next(other for other in RELATIONS if other != relation) for relation in relations]
     return np.stack([seen(first), seen(second), in_part(first, relations), in_part(second, converse)])
-
-
-def _first(drawn: tuple[Drawn, ...], relation: str) -> Subject | None:
-    return next((drawn[place].subject for place in places_of(drawn, relation)), None)
