@@ -132,7 +132,7 @@ def agree(programs: Counted, film, theirs: Released) -> None:
     shown = revision.Visual(jnp.asarray(tokens.numpy()), jnp.ones((1, DENSE[1]), bool))
     cache = generate.prefix(config, programs.state, "dense", programs.functions.before["dense"], shown)
     after = [jnp.asarray(x)[None] for x in question.after["dense"]]
-    ours = generate.ask(config, programs.state, "dense", cache, shown, *after, programs.functions.grammar(level).slots).logits
+    ours = generate.ask(config, programs.state, "dense", cache, shown, *after, programs.functions.grammar(level).slots).logits[:, 0]
     check("the logits of a dense window", np.asarray(ours), theirs.logits("dense", question, tokens))
     own = programs.frame_prefixes(level, *gather(film, windows[:1], level.tokens, ("frame",), level.sampling))[0]["cache"]["layers"][0]["v"]
     check("what a dense window is shown", np.asarray(own), np.asarray(cache["layers"][0]["v"]))

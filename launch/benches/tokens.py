@@ -90,8 +90,8 @@ class Counted(Programs):
 
 
 def _answered(decoded: tuple) -> int:
-    """Tokens of all answers that went back in: all but the end token."""
-    return int(np.maximum(decoded.length - 1, 0).sum())
+    """Tokens of all answers that went back in: all before the last choice. The opening counts once for each hypothesis, though it is read once."""
+    return int(np.maximum(decoded.known - 1, 0).sum())
 
 
 def model(config: ExperimentConfig, film_s: float) -> tuple[Counted, ArraySource]:

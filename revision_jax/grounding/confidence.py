@@ -1,7 +1,8 @@
 """How sure an answer is: entropies of the answer's tokens, and a calibrator that turns all there is to know into a probability.
 
-The paper's R = 1 / mean entropy over the answer's tokens, natural logarithm, raw logits, the end token's step included (ReVisionLLM, arXiv
-2411.14901); it is unbounded, so it is squashed to R / (1 + R) = 1 / (1 + mean entropy), which keeps its order. The calibrator is logistic
+The paper's R = 1 / mean entropy over the answer's tokens, natural logarithm, raw logits (ReVisionLLM, arXiv 2411.14901); there the end token's step is
+included, here the mean ends with the last token that is chosen, because what the grammar forces behind it is never read (`generate.Decoded.known`; free
+decoding reads all). R is unbounded, so it is squashed to R / (1 + R) = 1 / (1 + mean entropy), which keeps its order. The calibrator is logistic
 regression on the candidate's features, fitted on held-out data and stored with the model as plain numbers.
 """
 
@@ -46,7 +47,7 @@ def token_entropy(logits: Float[np.ndarray, "*b V"]) -> Float[np.ndarray, "*b"]:
 
 
 def mean_entropy(entropy: Float[np.ndarray, "*b L"], length: Int[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """Mean over an answer's first `length` steps (its end token's included)."""
+    """Mean over an answer's first `length` steps."""
     used = np.arange(entropy.shape[-1]) < np.asarray(length)[..., None]
     return np.asarray(np.where(used, entropy, 0.0).sum(-1) / np.maximum(length, 1))
 

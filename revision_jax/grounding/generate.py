@@ -1,17 +1,19 @@
 """Decoding an answer: prefix, question, then a beam of spans under a grammar, or free decoding. Pure functions, traced into the level programs.
 
-    slots   [ before | visual tokens | question and cues | answer ]
-              `prefix`: its cache      `ask`               `beam` / `free`
+    slots   [ before | visual tokens | question, cues, opening | answer ]
+              `prefix`: its cache      `ask`                     `beam` / `free`
               does not depend on
               the question (dense, patch)
 
 The beam searches spans alone: whether there is one is decided apart, by the share of "from" against "not" at the first answer token, so that a
-sure "no" does not hide where it would be. Two hypotheses never share their start: once it is settled, each goes on with its best end. Scores are
-log-probabilities among the allowed answers; entropies and `log_probability` are of the raw distribution over the whole vocabulary.
+sure "no" does not hide where it would be. So every answer has the same opening ("from"), which is read with the question, and nothing is read behind the
+last choice: "from 12 to 31 ." is one call of the decoder, of "12 to". Two hypotheses never share their start: once it is settled, each goes on with its best
+end. Scores are log-probabilities among the allowed answers; entropies and `log_probability` are of the raw distribution over the whole vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +28,7 @@ from revision_jax.models.decoder import Decoder
 from revision_jax.models.revision import Visual, last_valid, question
 
 NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
+NOTHING = np.zeros(0, np.int32)
 
 
 class Decoded(NamedTuple):
@@ -33,19 +36,20 @@ class Decoded(NamedTuple):
 
     tokens: Int[Array, "B J L"]  # ids, end token included, padded
     length: Int[Array, "B J"]  # tokens, end token included; 0 where there is no such hypothesis
+    known: Int[Array, "B J"]  # of them, those up to the last choice, whose distributions are known: what is forced behind it is not read
     score: Float[Array, "B J"]  # log-probability among the allowed spans
-    log_probability: Float[Array, "B J"]  # of the answer as plain text, over the whole vocabulary
-    entropy: Float[Array, "B J L"]  # nats, of each step's raw distribution
+    log_probability: Float[Array, "B J"]  # of the known tokens as plain text, over the whole vocabulary
+    entropy: Float[Array, "B J L"]  # nats, of each known step's raw distribution; 0 behind them
     present: Float[Array, "B"]  # log-odds of "there is one" against "there is none"
 
 
 class Asked(NamedTuple):
-    """A prompt up to its answer."""
+    """A prompt up to the first token of its answer that is chosen."""
 
     cache: dict
-    logits: Float[Array, "B V"]  # of the answer's first token
-    position: Int[Array, "B"]  # RoPE position of the answer's first token
-    first: int  # slot of the answer's first token
+    logits: Float[Array, "B P V"]  # of each token of the opening, then of the first that is chosen
+    position: Int[Array, "B"]  # RoPE position of the first chosen token
+    first: int  # slot of the first chosen token
     summary: Float[Array, "B R"] | None
 
 
@@ -70,29 +74,38 @@ def prefix(config: ExperimentConfig, state: dict, name: str, before: Int[np.ndar
 
 
 def ask(
-    config: ExperimentConfig, state: dict, name: str, cache: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"], answer_len: int
+    config: ExperimentConfig, state: dict, name: str, cache: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"],
+    answer_len: int, opening: Int[np.ndarray, "O"] = NOTHING,
 ) -> Asked:
-    """Puts question and cues behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal, summary and cues are what counts."""
+    """Puts question, cues and the answer's opening tokens behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal, summary and
+    cues are what counts."""
     decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
+    embed = lambda ids: decoder.apply(weights, ids, method=Decoder.embed)
     batch, used = cache["valid"].shape
-    embeds, valid = question(visual, decoder.apply(weights, after_ids, method=Decoder.embed), after_mask)
-    s = valid.shape[1]
+    embeds, valid = question(visual, embed(after_ids), after_mask)
+    asked, o = valid.shape[1], len(opening)
+    last = last_valid(valid)
+    if o:
+        begun = embed(jnp.asarray(opening, jnp.int32)[None]).astype(embeds.dtype)
+        embeds = jnp.concatenate([embeds, jnp.broadcast_to(begun, (batch, *begun.shape[1:]))], 1)
+        valid = jnp.concatenate([valid, jnp.ones((batch, o), bool)], 1)
+    s = asked + o
     cache = grow({**cache, "signal": None}, s + answer_len)
     signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
     base = jnp.sum(cache["valid"], 1)
     positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+    rows = jnp.concatenate([last[:, None], jnp.broadcast_to(asked + jnp.arange(o), (batch, o))], 1)
     hidden, cache = decoder.apply(
-        weights, embeds, positions, valid, reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used,
-        rows=last_valid(valid)[:, None],
+        weights, embeds, positions, valid, reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used, rows=rows,
     )
-    return Asked(cache, decoder.apply(weights, hidden[:, 0], method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
+    return Asked(cache, decoder.apply(weights, hidden, method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
 
 
 def _repeat(tree, times: int):
     return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
 
 
-def _step(
+def feed(
     config: ExperimentConfig, weights: dict, asked: Asked, cache: dict, tokens: Int[Array, "N W"], valid: Bool[Array, "N W"], taken: Array, slot: Array,
     rows: int,
 ) -> tuple[Float[Array, "N W V"], dict]:
@@ -121,17 +134,20 @@ def branch_log_odds(logits: Float[Array, "B V"], grammar: Grammar) -> Float[Arra
 
 def beam(
     config: ExperimentConfig, state: dict, name: str, asked: Asked, grammar: Grammar, count: Int[Array, "B"], spans: int
-) -> Decoded:
-    """The best `spans` spans of each prompt, each with another start, numbers below `count`, and the log-odds that there is one.
+) -> tuple[Decoded, dict]:
+    """The best `spans` spans of each prompt, each with another start, numbers below `count`, and the log-odds that there is one; and the cache behind them, for
+    a caller who donated it.
 
     Fewer where fewer starts exist: their length is 0 and their score `NEVER`. A round chooses one token of each hypothesis; that one and all that the grammar
-    forces behind it are one call of the decoder, so a forced token costs no call of its own. `asked` has `grammar.slots` free slots.
+    forces behind it are one call of the decoder, so a forced token costs no call of its own, and what is forced up to the end none at all. `asked` has read
+    the grammar's opening, and has `grammar.slots` free slots.
     """
     weights = variables(state, name)
-    batch, steps, width, most = asked.logits.shape[0], grammar.steps, grammar.width, grammar.forced.shape[1]
-    tables = {key: jnp.asarray(getattr(grammar, key)) for key in ("token", "next", "least", "decided", "absent", "forced", "forced_count", "choice")}
+    batch, steps, width, most, begun = asked.logits.shape[0], grammar.steps, grammar.width, grammar.forced.shape[1], len(grammar.opening)
+    tables = {key: jnp.asarray(getattr(grammar, key)) for key in ("token", "next", "least", "decided", "absent", "forced", "forced_count", "choice", "reads")}
     token, columns = tables["token"], len(grammar.token)
     row, places = jnp.arange(batch)[:, None], jnp.arange(steps)
+    narrow = width > 1 and bool((grammar.reads == 1).any())
 
     def put(array: Array, place: Array, value: Array, wanted: Array) -> Array:
         """[B J L] with `value` at each hypothesis' `place`, where wanted."""
@@ -155,23 +171,23 @@ def beam(
         running, length = (pick(here) != grammar.end) & alive, pick(s["length"])
         entered = tables["next"][pick(here), column]
         forced, forced_count = tables["forced"][entered], jnp.where(running, tables["forced_count"][entered], 0)
+        read = jnp.where(running, tables["reads"][entered], 0)
         raw = jax.nn.log_softmax(logits, -1)
         chosen_log_p = jnp.take_along_axis(pick(raw), token[column][..., None], -1)[..., 0]
         tokens = put(pick(s["tokens"]), length, token[column], running)
         for k in range(most):
             tokens = put(tokens, length + 1 + k, token[forced[..., k]], k < forced_count)
-        after = jnp.where(alive, tables["choice"][entered], grammar.end)
         return {
-            "state": after,
+            "state": jnp.where(alive, tables["choice"][entered], grammar.end),
             "score": jnp.where(alive, score, NEVER),
             "log_probability": pick(s["log_probability"]) + jnp.where(running, chosen_log_p, 0.0),
             "tokens": tokens,
             "entropy": put(pick(s["entropy"]), length, pick(entropy(logits)), running),
             "length": length + running + forced_count,
-            "present": jnp.where(s["length"][:, 0] == grammar.branch, branch_log_odds(logits[:, 0], grammar), s["present"]),
+            "known": jnp.where(running, length + jnp.maximum(read, 1), pick(s["known"])),
             "parent": parent,
-            "taken": length,  # tokens before the chosen one
-            "read": running + forced_count - (running & (after == grammar.end)),  # of the chosen and the forced: the end token is not read
+            "taken": length - begun,  # tokens before the chosen one, without the opening
+            "read": read,  # of the chosen and the forced
             "block": jnp.concatenate([token[column][..., None], token[forced]], -1),
             "logits": s["logits"],
         }
@@ -181,16 +197,33 @@ def beam(
         if spans > 1:  # hypotheses of one prompt differ in the answer's slots alone
             cache = follow(cache, (row * spans + s["parent"]).reshape(-1), asked.first, grammar.slots)
         block, read = s["block"], s["read"]  # [B J 1 + most], of which the first `width` may be read
-        valid = jnp.arange(width) < read[..., None]
         flat = lambda x: x.reshape(batch * spans, *x.shape[2:])
-        logits, cache = _step(config, weights, asked, cache, flat(block[..., :width]), flat(valid), flat(s["taken"]), slot, spans)
-        logits = logits.reshape(batch, spans, width, -1).astype(jnp.float32)
+
+        def reading(some: int) -> Callable[[dict], tuple[Array, dict]]:
+            """Reads the first `some` tokens of each block; logits [B J width V], those behind them 0."""
+
+            def run(cache: dict) -> tuple[Array, dict]:
+                valid = jnp.arange(some) < read[..., None]
+                logits, cache = feed(config, weights, asked, cache, flat(block[..., :some]), flat(valid), flat(s["taken"]), slot, spans)
+                logits = logits.reshape(batch, spans, some, -1).astype(jnp.float32)
+                return jnp.pad(logits, ((0, 0), (0, 0), (0, width - some), (0, 0))), cache
+
+            return run
+
+        if narrow:  # between two digits nothing is forced: half of a wide call would be empty
+            wide = jnp.any(read > 1)
+            logits = jnp.zeros((batch, spans, width, asked.logits.shape[-1]))
+            for some, wanted in ((width, wide), (1, ~wide)):  # loops of one turn or none: they change the cache where it lies, which `cond` would copy
+                turn = lambda carry, some=some: (jnp.asarray(False), *reading(some)(carry[2]))
+                _, logits, cache = jax.lax.while_loop(lambda carry: carry[0], turn, (wanted, logits, cache))
+        else:
+            logits, cache = reading(width)(cache)
         log_probability, entropies = s["log_probability"], s["entropy"]
-        for k in range(most):  # what stands at place k foretells place k + 1
-            is_forced = k + 1 < s["length"] - s["taken"]
+        for k in range(width - 1):  # what stands at place k foretells place k + 1
+            is_forced = k + 1 < read
             log_p = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :, k], -1), block[:, :, k + 1, None], -1)[..., 0]
             log_probability = log_probability + jnp.where(is_forced, log_p, 0.0)
-            entropies = put(entropies, s["taken"] + 1 + k, entropy(logits[:, :, k]), is_forced)
+            entropies = put(entropies, begun + s["taken"] + 1 + k, entropy(logits[:, :, k]), is_forced)
         last = jnp.take_along_axis(logits, jnp.maximum(read - 1, 0)[..., None, None], 2)[:, :, 0]
         return s | {"log_probability": log_probability, "entropy": entropies, "logits": last}, cache
 
@@ -199,25 +232,28 @@ def beam(
         s, cache = advance(number * width, s, cache)
         return number + 1, select(s), cache
 
-    shape = (batch, spans)
+    shape, behind = (batch, spans), steps - begun
+    opening = token[grammar.opening]
+    raw = jax.nn.log_softmax(asked.logits.astype(jnp.float32), -1)  # [B P V]
+    spread = lambda x: jnp.broadcast_to(x[:, None], (batch, spans, *x.shape[1:]))
     start = {
-        "state": jnp.zeros(shape, jnp.int32),
-        "score": jnp.broadcast_to(jnp.where(jnp.arange(spans) == 0, 0.0, NEVER), shape),
-        "log_probability": jnp.zeros(shape),
-        "tokens": jnp.full((*shape, steps), int(grammar.token[0]), jnp.int32),
-        "entropy": jnp.zeros((*shape, steps)),
-        "length": jnp.zeros(shape, jnp.int32),
-        "present": jnp.zeros(batch),
-        "logits": jnp.broadcast_to(asked.logits[:, None], (batch, spans, asked.logits.shape[-1])).astype(jnp.float32),
+        "state": jnp.full(shape, grammar.first, jnp.int32),
+        "score": jnp.where((jnp.arange(spans) == 0) & (count > 0)[:, None], 0.0, NEVER),
+        "log_probability": spread(jnp.sum(jnp.take_along_axis(raw[:, :begun], opening[None, :, None], -1), (1, 2))),
+        "tokens": jnp.broadcast_to(jnp.concatenate([opening, jnp.full(behind, token[0])]).astype(jnp.int32), (*shape, steps)),
+        "entropy": spread(jnp.pad(entropy(asked.logits[:, :begun]), ((0, 0), (0, behind)))),
+        "length": jnp.full(shape, begun, jnp.int32),
+        "known": jnp.full(shape, begun, jnp.int32),
+        "logits": spread(asked.logits[:, begun].astype(jnp.float32)),
     }
-    unfinished = lambda carry: (carry[0] < grammar.rounds) & jnp.any(carry[1]["read"] > 0)
-    _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), _repeat(asked.cache, spans)))
+    unfinished = lambda carry: (carry[0] < grammar.rounds - 1) & jnp.any(carry[1]["read"] > 0)
+    _, s, cache = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), _repeat(asked.cache, spans)))
     dead = s["score"] <= NEVER / 2
     order = jnp.argsort(-s["score"], axis=1, stable=True)
     sort = lambda x: x[row, order]
-    return Decoded(
-        sort(s["tokens"]), sort(jnp.where(dead, 0, s["length"])), sort(s["score"]), sort(s["log_probability"]), sort(s["entropy"]), s["present"]
-    )
+    length, known = (sort(jnp.where(dead, 0, s[name])) for name in ("length", "known"))
+    present = branch_log_odds(asked.logits[:, grammar.branch].astype(jnp.float32), grammar)
+    return Decoded(sort(s["tokens"]), length, known, sort(s["score"]), sort(s["log_probability"]), sort(s["entropy"]), present), cache
 
 
 def free(
@@ -252,18 +288,19 @@ def free(
     def body(carry: tuple) -> tuple:
         step, s, cache = carry
         taken = jnp.broadcast_to(step, (batch,))
-        logits, cache = _step(config, weights, asked, cache, s["tokens"][:, step, None], ~s["done"][:, None], taken, step, 1)
+        logits, cache = feed(config, weights, asked, cache, s["tokens"][:, step, None], ~s["done"][:, None], taken, step, 1)
         return step + 1, choose(step + 1, logits[:, 0], s), cache
 
     start = {
         "tokens": jnp.full((batch, steps), pad, jnp.int32), "entropy": jnp.zeros((batch, steps)), "log_probability": jnp.zeros(batch),
         "length": jnp.zeros(batch, jnp.int32), "done": jnp.zeros(batch, bool),
     }
-    first = choose(jnp.asarray(0), asked.logits, start)
+    first = choose(jnp.asarray(0), asked.logits[:, -1], start)
     unfinished = lambda carry: (carry[0] < steps - 1) & jnp.any(~carry[1]["done"])
     _, s, _ = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), first, asked.cache))
     one = lambda x: x[:, None]
-    return Decoded(one(s["tokens"]), one(s["length"]), one(s["log_probability"]), one(s["log_probability"]), one(s["entropy"]), jnp.zeros(batch))
+    length, log_probability = one(s["length"]), one(s["log_probability"])
+    return Decoded(one(s["tokens"]), length, length, log_probability, log_probability, one(s["entropy"]), jnp.zeros(batch))
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:

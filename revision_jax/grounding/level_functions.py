@@ -166,8 +166,9 @@ class LevelFunctions:
 
     def _answer(self, level: LevelConfig, state: dict, visual: revision.Visual, cache: dict, ask: dict, count) -> Decoded:
         grammar = self.grammar(level)
-        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.slots)
-        return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)
+        opening = grammar.token[grammar.opening]
+        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.slots, opening)
+        return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)[0]
 
 
 def level_state(state: dict, level: str = "") -> dict:

@@ -43,20 +43,27 @@ class Grammar:
     branch: int  # step at which the two part, usually 0
     end: int  # the end state
     steps: int  # tokens of the longest answer, end token included
+    opening: Int32[np.ndarray, "O"]  # columns that every span begins with: they are read with the question
+    first: int  # the state behind them: the first choice
     forced: Int32[np.ndarray, "A F"]  # columns that must follow a state, one after another, up to the next choice or the end; 0 behind them
     forced_count: Int32[np.ndarray, "A"]  # how many they are
     choice: Int32[np.ndarray, "A"]  # the state behind them, where there is a choice again (or the end)
-    rounds: int  # choices of the answer that has most of them
+    rounds: int  # choices of the span that has most of them
+
+    @property
+    def reads(self) -> Int32[np.ndarray, "A"]:
+        """Tokens that are read once a state is entered: the chosen one and what it forces; none where only the end is left, which nothing is chosen by."""
+        return np.where(self.choice == self.end, 0, 1 + self.forced_count).astype(np.int32)
 
     @property
     def width(self) -> int:
-        """Tokens that one decoder call reads at most: a chosen one and what it forces, but for the end token."""
-        return 1 + int((self.forced_count - ((self.choice == self.end) & (self.forced_count > 0))).max())
+        """Tokens that one decoder call reads at most."""
+        return max(1, int(self.reads.max()))
 
     @property
     def slots(self) -> int:
-        """Cache slots that an answer needs: every choice but the last is a call of `width`, and so is the last if something follows it."""
-        return self.rounds * self.width
+        """Cache slots that an answer needs behind its opening: every choice but the last is a call of `width`."""
+        return max(self.rounds - 1, 0) * self.width
 
     @property
     def bytes(self) -> int:
@@ -149,41 +156,49 @@ def _compile(tokenizer: Tokenizer, paths: dict[tuple[int, ...], tuple[int, int]]
     for _ in range(branch):
         start = int(spans[start].max())
     spans[start, is_absent] = -1
-    return Grammar(columns, table, least, settled, is_absent, is_present, branch, len(rows), steps, *_forced(spans, start, len(rows)))
+    return Grammar(columns, table, least, settled, is_absent, is_present, branch, len(rows), steps, *_forced(spans, len(rows)))
 
 
 def _forced(
-    table: Int32[np.ndarray, "A C"], branch: int, end: int
-) -> tuple[Int32[np.ndarray, "A F"], Int32[np.ndarray, "A"], Int32[np.ndarray, "A"], int]:
-    """Of the states of the spans: (columns forced behind each, their number, the state behind them), and the rounds of the answer that has most of them.
+    table: Int32[np.ndarray, "A C"], end: int
+) -> tuple[Int32[np.ndarray, "O"], int, Int32[np.ndarray, "A F"], Int32[np.ndarray, "A"], Int32[np.ndarray, "A"], int]:
+    """Of the states of the spans: their opening and the state behind it; (columns forced behind each state, their number, the state behind them); and the
+    rounds of the answer that has most of them.
 
-    A choice is a state with several successors, which may differ in the count that they need, or the branch, whose distribution tells whether there is a span.
-    A long chain (the last number's: behind it only itself may follow) is cut in two where that costs no round, so that rounds are as narrow as they can be.
+    A choice is a state with several successors, which may differ in the count that they need. A long chain (the last number's: behind it only itself may
+    follow) is cut in two where that costs no round, so that rounds are as narrow as they can be; one that leads to the end is never read, and stays whole.
     """
     only = [np.flatnonzero(row >= 0) for row in table]
 
+    def chain(state: int, most: int) -> tuple[list[int], int]:
+        """The columns forced behind a state, at most so many, and the state behind them."""
+        found: list[int] = []
+        while state != end and len(only[state]) == 1 and len(found) < most:
+            found.append(int(only[state][0]))
+            state = int(table[state, found[-1]])
+        return found, state
+
+    opening, first = chain(0, len(table))
+
     def chains(width: int) -> tuple[list[list[int]], Int32[np.ndarray, "A"], int]:
-        """Chains of which a round reads at most `width` tokens, the chosen one in front of them and no end token; the states behind; rounds."""
+        """Chains of which a round reads at most `width` tokens, the chosen one in front of them; the states behind; rounds."""
         found: list[list[int]] = [[] for _ in table]
-        behind = np.arange(len(table), dtype=np.int32)
+        behind = np.full(len(table), end, np.int32)  # of states that no choice of a span enters as well
 
         @functools.cache
         def rounds(state: int) -> int:
-            here, chain = state, found[state]
-            while here not in (branch, end) and len(only[here]) == 1 and (len(chain) < width - 1 or int(table[here, only[here][0]]) == end):
-                chain.append(int(only[here][0]))
-                here = int(table[here, chain[-1]])
-            behind[state] = here
-            return 0 if here == end else 1 + max(rounds(int(table[here, column])) for column in only[here])
+            whole, last = chain(state, len(table))
+            found[state], behind[state] = (whole, last) if last == end else chain(state, width - 1)
+            return 0 if last == end else 1 + max(rounds(int(table[behind[state], column])) for column in only[behind[state]])
 
-        return found, behind, 1 + max(rounds(int(table[0, column])) for column in only[0])
+        return found, behind, 0 if first == end else 1 + max(rounds(int(table[first, column])) for column in only[first])
 
     fewest = chains(len(table))[-1]
     found, behind, count = next(made for made in map(chains, range(1, len(table) + 1)) if made[-1] == fewest)
-    forced = np.zeros((len(table), max(map(len, found))), np.int32)
-    for state, chain in enumerate(found):
-        forced[state, : len(chain)] = chain
-    return forced, np.asarray([len(chain) for chain in found], np.int32), behind, count
+    forced = np.zeros((len(table), max(1, *map(len, found))), np.int32)
+    for state, columns in enumerate(found):
+        forced[state, : len(columns)] = columns
+    return np.asarray(opening, np.int32), first, forced, np.asarray([len(columns) for columns in found], np.int32), behind, count
 
 
 _END = -2

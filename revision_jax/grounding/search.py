@@ -393,7 +393,7 @@ class Searcher:
     ) -> dict[str, float]:
         """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]; along: how far along the said way
         the subject lies there [T], None where none is said or slots have no place."""
-        entropy, length = decoded.entropy[row, j][None], decoded.length[row, j][None]
+        entropy, known = decoded.entropy[row, j][None], decoded.known[row, j][None]
         things, seen = seen[span[0] : span[1] + 1, min(1, seen.shape[1] - 1) :], seen[:, 0]
         gone = ENOUGH if along is None else distance_along(along[span[0] : span[1] + 1], things[:, 0])
         inside = seen[span[0] : span[1] + 1]
@@ -402,8 +402,8 @@ class Searcher:
             "present": float(np.clip(decoded.present[row], -CLIP, CLIP)),
             "score": max(float(decoded.score[row, j]), -CLIP),
             "behind": max(float(decoded.score[row, j] - decoded.score[row, 0]), -CLIP),
-            "entropy": float(sure.mean_entropy(entropy, length)[0]),
-            "max_entropy": float(sure.max_entropy(entropy, length)[0]),
+            "entropy": float(sure.mean_entropy(entropy, known)[0]),
+            "max_entropy": float(sure.max_entropy(entropy, known)[0]),
             "coarse_present": coarse[0],
             "coarse_score": coarse[1],
             "inside_mean": float(inside.mean()),

@@ -89,10 +89,12 @@ def test_beams_are_the_best_spans_by_teacher_forcing(programs, level, forced, to
             score, e, index = best[s]
             assert parse_ids(tokenizer, level.prompt, decoded.tokens[row, j]) == ("span", s, e)
             assert decoded.score[row, j] == pytest.approx(score, abs=2e-3)
+            known = 4  # "from 3 to 7": the period and the end are forced, and not read
             chosen = np.take_along_axis(wide[index], ids[index][:, None], -1)[:, 0]
-            assert decoded.log_probability[row, j] == pytest.approx(chosen.sum(), abs=5e-3)
-            assert decoded.entropy[row, j] == pytest.approx(sure.token_entropy(raw[index]), abs=2e-3)
-            assert decoded.length[row, j] == 6
+            assert decoded.log_probability[row, j] == pytest.approx(chosen[:known].sum(), abs=5e-3)
+            assert decoded.entropy[row, j, :known] == pytest.approx(sure.token_entropy(raw[index])[:known], abs=2e-3)
+            assert not decoded.entropy[row, j, known:].any()
+            assert decoded.length[row, j] == 6 and decoded.known[row, j] == known
         assert decoded.present[row] == pytest.approx(raw[0, 0, tokenizer.id("from")] - raw[0, 0, tokenizer.id("not")], abs=2e-3)
 
 
@@ -138,7 +140,7 @@ def test_free_decoding_is_greedy_by_teacher_forcing_and_sampling_stays_in_the_nu
     chosen = np.take_along_axis(log_softmax(np.asarray(logits, np.float64)), np.asarray(greedy.tokens)[:, 0, :, None], -1)[0, :n, 0]
     assert greedy.log_probability[0, 0] == pytest.approx(chosen.sum(), abs=5e-3)
     with pytest.raises(ValueError, match="key"):
-        asked = generate.Asked({}, jnp.zeros((1, 4)), jnp.zeros(1, jnp.int32), 0, None)
+        asked = generate.Asked({}, jnp.zeros((1, 1, 4)), jnp.zeros(1, jnp.int32), 0, None)
         generate.free(config, state, "sparse", asked, 1, 0, 0, temperature=0.5)
 
 

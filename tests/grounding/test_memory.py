@@ -112,7 +112,7 @@ def test_a_limit_changes_no_answer(config, state, tokenizer):
     wanted, found = (Searcher(one, Programs(one, state, tokenizer)).search(film, QUERIES) for one in (config, least))
     for one, other in zip(wanted, found, strict=True):
         assert [(m.start_s, m.end_s) for m in one.moments] == [(m.start_s, m.end_s) for m in other.moments]
-        np.testing.assert_allclose([m.confidence for m in one.moments], [m.confidence for m in other.moments], atol=1e-5)
+        np.testing.assert_allclose([m.confidence for m in one.moments], [m.confidence for m in other.moments], atol=5e-5)
 
 
 @pytest.mark.slow

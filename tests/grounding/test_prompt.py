@@ -127,25 +127,28 @@ def test_the_automaton_accepts_exactly_the_answers(which, count, tokenizer):
 
 @pytest.mark.parametrize("which", ["words", "digits", *REAL])
 def test_a_round_is_a_choice_and_what_it_forces(which, tokenizer):
-    """Every answer is made of choices and what the table forces behind them; so many calls, each of `width` tokens at most, read it."""
+    """Every span is an opening, choices and what the table forces behind them; calls of `width` tokens at most read all of it before the last choice."""
     tok, given = {"words": (tokenizer, PromptConfig()), "digits": (digit_tokenizer(), RELEASED)}.get(which) or (Tokenizer(REAL[which]()), FRAMES)
     count = 112
     grammar = prompt.span_grammar(tok, given, count)
     reads, rounds = set(), set()
     for ids in (path for path in language(grammar, count) if tok.encode(given.absent)[0] != path[0]):
-        state, at, made = 0, 0, 0
+        state, at, made = grammar.first, len(grammar.opening), 0
+        assert tuple(grammar.token[grammar.opening]) == ids[:at]
         while state != grammar.end:
             column = np.nonzero(grammar.token == ids[at])[0][-1]  # column 0 is padding
             state = grammar.next[state, column]
             forced = grammar.forced[state, : grammar.forced_count[state]]
             assert tuple(grammar.token[forced]) == ids[at + 1 : at + 1 + len(forced)]
+            assert grammar.reads[state] == (0 if grammar.choice[state] == grammar.end else 1 + len(forced))
+            reads.add(int(grammar.reads[state]))
             at, state, made = at + 1 + len(forced), grammar.choice[state], made + 1
-            reads.add(1 + len(forced) - (state == grammar.end))
         assert at == len(ids)
         rounds.add(made)
     assert max(reads) == grammar.width and max(rounds) == grammar.rounds
+    assert grammar.slots == (grammar.rounds - 1) * grammar.width
     if which == "words":  # from | 3 to | 7 . <eos>
-        assert grammar.rounds == 3 and grammar.width == 2 and grammar.slots == 6
+        assert grammar.rounds == 2 and grammar.width == 2 and grammar.slots == 2
 
 
 def test_the_table_stays_small(tokenizer):
