@@ -29,7 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog='TPUs need their compiler: pip install "jax[tpu]". A second run of the same plan reads the first one\'s reports.',
     )
     parser.add_argument("config", metavar="CONFIG", help="a preset of configs/ (revisionllm_7b_mad) or a Python file with get_config()")
-    parser.add_argument("--topology", required=True, metavar="NAME", help="v4:2x2x2, v5e:8x8, v5p:4x4x8, v6e:8x8 and their like, cpu:8, gpu:4")
+    named = "v4:2x2x2, v5e:8x8, v5p:4x4x8, v6e:8x8 and their like, 2*v5e:16x16 for two slices, cpu:8, gpu:4"
+    parser.add_argument("--topology", required=True, metavar="NAME", help=named)
     parser.add_argument("--strategy", nargs="+", default=["all"], metavar="NAME", help=f"all (default), or some of {', '.join(ALL)} and those that CONFIG adds")
     parser.add_argument("--stage", metavar="NAME", help="the train step of this stage alone (default: all stages, and answering)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="the model's own; without it the prompt's length is estimated by words")

@@ -3,6 +3,9 @@
 `bytes` is what a chip brings into a collective or gets out of it, whichever is more: the whole gathered array of an all-gather, the whole array that an
 all-reduce, a reduce-scatter or an all-to-all reads, what a collective-permute sends. `wire` is what leaves each chip when it runs as a ring over n chips:
 (n - 1) / n of that, twice that for an all-reduce (Chan et al. 2007, "Collective communication: theory, practice, and experience").
+
+Between slices TPUs send through their hosts: the compiler does inside of a slice what can be done there, and leaves each chip its part to exchange with its
+like in the other slices. Such a kind is called "network all-reduce" and so on, and its n are the slices.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from jaxtyping import Int
 
 from revision_jax.planning.hlo import Computation, Instruction, Module
 
+NETWORK = "network "
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast", "ragged-all-to-all")
 
 
@@ -32,7 +36,11 @@ class Collective:
     @property
     def wire(self) -> float:
         share = (self.size - 1) / self.size
-        return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share) * self.bytes
+        return {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind.removeprefix(NETWORK), share) * self.bytes
+
+    @property
+    def between_slices(self) -> bool:
+        return self.kind.startswith(NETWORK)
 
 
 def collectives(module: Module, devices: int) -> list[Collective]:
@@ -41,6 +49,8 @@ def collectives(module: Module, devices: int) -> list[Collective]:
     outside = module.times(inside_fusions=False)
     for computation, instruction, times in module.runs():
         kind = instruction.op.removesuffix("-start")
+        if kind == "send" and (sent := _between_slices(computation, instruction, times)):
+            found.append(sent)
         if kind not in KINDS:
             continue
         if computation.name not in outside:  # a part of an asynchronous collective: several fusions carry it on while they compute, under one number
@@ -70,6 +80,16 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
 def _bytes(computation: Computation, instruction: Instruction, kind: str, size: int) -> int:
     brought = sum(shape.bytes for shape in computation.shapes(instruction.operands))
     return brought * size if kind == "all-gather" else brought
+
+
+def _between_slices(computation: Computation, instruction: Instruction, times: int) -> Collective | None:
+    """What a host exchanges for a chip with the other slices; None for another transfer."""
+    told = re.search(r'_xla_megascale_target="\{([\d,]+)\}x.*?_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if told is None:
+        return None
+    (part, *_) = computation.shapes(instruction.operands)
+    kind = NETWORK + told.group(2).lower().replace("_", "-")
+    return Collective(kind, times, part.bytes, len(told.group(1).split(",")), None)
 
 
 def _scattered(computation: Computation, instruction: Instruction) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from revision_jax.planning.collectives import NETWORK
 from revision_jax.sharding.chips import GIB, Chip
 
 SHORT = {
@@ -97,9 +98,14 @@ def shape(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "1 device"
 
 
+def short(kind: str) -> str:
+    """"gather" for "all-gather", "network reduce" for one that goes between slices."""
+    return NETWORK + SHORT[kind.removeprefix(NETWORK)] if kind.startswith(NETWORK) else SHORT[kind]
+
+
 def moved(collectives: dict[str, dict[str, float]]) -> str:
     """"gather 545: 29.4G, reduce 102: 618M"."""
-    return ", ".join(f"{SHORT[kind]} {row['count']:.0f}: {counted(row['bytes'])}" for kind, row in collectives.items()) or "none"
+    return ", ".join(f"{short(kind)} {row['count']:.0f}: {counted(row['bytes'])}" for kind, row in collectives.items()) or "none"
 
 
 COLUMNS = (

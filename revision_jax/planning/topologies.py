@@ -1,4 +1,4 @@
-"""Hardware by name, present or not: "v5e:8x8" and every other shape that the TPU compiler knows, "cpu:8", "gpu:4".
+"""Hardware by name, present or not: "v5e:8x8" and every other shape that the TPU compiler knows, "2*v5e:16x16" for several slices, "cpu:8", "gpu:4".
 
 TPUs are described by libtpu, which compiles for a slice on any machine (`pip install "jax[tpu]"`, no TPU needed). `prepare` must have set the environment
 before jax is imported. CPU devices are those of this machine, as many as asked for.
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, eq=False)
 class Topology:
-    """Devices of a slice. chip: None where nothing is known of what they can do at best."""
+    """Devices of a slice, or of several. chip: None where nothing is known of what they can do at best."""
 
     name: str
     devices: tuple[Any, ...]  # jax devices; of a slice that is not here they can be compiled for, not run on
@@ -48,19 +48,21 @@ class Topology:
         return sum(len(set(along)) > 1 for along in zip(*(self.coordinates[place] for place in places), strict=True))
 
 
-def check(name: str) -> tuple[str, str]:
-    """(kind, shape) of a topology's name. Raises UserError for what is none."""
-    kind, _, shape = name.partition(":")
+def check(name: str) -> tuple[int, str, str]:
+    """(slices, kind, shape of each) of a topology's name. Raises UserError for what is none."""
+    slices, _, one = name.rpartition("*")
+    kind, _, shape = one.partition(":")
     axes = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}.get(kind, 1)
     wanted = "x".join([r"[1-9]\d*"] * axes)
-    if kind not in (*TPU_SHAPES, "cpu", "gpu") or not re.fullmatch(wanted, shape):
-        raise UserError(f"--topology {name}: no such topology; they are named as {', '.join(TPU_SHAPES.values())}, cpu:8 or gpu:4")
-    return kind, shape
+    several = re.fullmatch(r"[2-9]|[1-9]\d+", slices) and kind in TPU_SHAPES
+    if kind not in (*TPU_SHAPES, "cpu", "gpu") or not re.fullmatch(wanted, shape) or not (several or one == name):
+        raise UserError(f"--topology {name}: no such topology; they are named as {', '.join(TPU_SHAPES.values())}, 2*v5e:16x16, cpu:8 or gpu:4")
+    return int(slices or 1), kind, shape
 
 
 def prepare(name: str) -> None:
     """Sets what must be set before jax is imported, for this process alone. Raises UserError for a name that is none."""
-    kind, shape = check(name)
+    _, kind, shape = check(name)
     if kind == "cpu":
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={shape}"
     if kind != "gpu":
@@ -69,7 +71,7 @@ def prepare(name: str) -> None:
 
 def load(name: str) -> Topology:
     """The devices of a topology. Raises UserError, in one line, for what this machine cannot describe."""
-    kind, shape = check(name)
+    slices, kind, shape = check(name)
     if kind == "cpu":
         return Topology(name, _host(int(shape)), None)
     if kind == "gpu":
@@ -77,13 +79,14 @@ def load(name: str) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f'--topology {name}: needs the TPU compiler, without any TPU: pip install "jax[tpu]"')
     try:
-        devices = _described(name, {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {})  # both cores of a chip as one device
+        options = {"chip_config_name": "megacore"} if kind in ("v4", "v5p") else {}  # both cores of a chip as one device
+        devices = _described(f"{kind}:{shape}", options | ({"num_slices": slices} if slices > 1 else {}))
     except Exception as error:  # the plugin raises RuntimeError, ValueError and its own
         raise UserError(f"--topology {name}: the TPU compiler knows no such slice ({_line(error)}); a valid one is {TPU_SHAPES[kind]}") from None
     return Topology(name, devices, CHIPS[kind])
 
 
-def _described(name: str, options: dict[str, str]) -> tuple[Any, ...]:
+def _described(name: str, options: dict[str, str | int]) -> tuple[Any, ...]:
     from jax.experimental import topologies
 
     return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)

@@ -1,8 +1,8 @@
 """A model whose every collective can be written down: two layers of x + relu(x a) b, scanned, and the train step of `training/step.py` around it.
 
 `python -m tests.planning.small_model` compiles it for 8 CPU devices under dp, fsdp and tensor and prints what the planner reads off, as JSON; the tests start
-it in a process of its own. `python -m tests.planning.small_model live [NAME ...]` takes a step of tests/tiny.py's model instead, under these strategies (fsdp),
-and prints the bytes that its arrays take on a device beside those that the planner tells.
+it in a process of its own. `.. tpu v5e:2x4` does so for a TPU slice, or for several. `.. live [NAME ...]` takes a step of tests/tiny.py's model instead, under
+these strategies (fsdp), and prints the bytes that its arrays take on a device beside those that the planner tells.
 """
 
 from __future__ import annotations
@@ -53,18 +53,17 @@ def _floats(*shape: int):
     return jax.ShapeDtypeStruct(shape, "float32")
 
 
-def compiled_bytes() -> dict:
-    """{strategy: {kind: {"count", "bytes", ...}}}, and FLOPs of a chip."""
-    import jax
-
+def compiled_bytes(topology: str = "cpu:8") -> dict:
+    """{strategy: {"collectives": {kind: {"count", "bytes", ...}}, "flops" of a chip}}."""
     from revision_jax.planning import hlo, work
     from revision_jax.planning.collectives import by_kind, collectives
+    from revision_jax.planning.topologies import load
 
-    told = {}
+    told, devices = {}, list(load(topology).devices)
     for strategy in ("dp", "fsdp", "tensor"):
-        step, arguments, _ = step_for(strategy, jax.devices())
+        step, arguments, _ = step_for(strategy, devices)
         module = hlo.parse(step.lower(*arguments).compile().as_text())
-        told[strategy] = {"collectives": by_kind(collectives(module, 8)), "flops": work.flops(module)}
+        told[strategy] = {"collectives": by_kind(collectives(module, len(devices))), "flops": work.flops(module)}
     return told
 
 
@@ -102,5 +101,9 @@ def live_bytes(names: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    os.environ.update(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    print(json.dumps(live_bytes(sys.argv[2:]) if "live" in sys.argv[1:2] else compiled_bytes()))
+    from revision_jax.planning.topologies import prepare
+
+    what, names = (sys.argv[1:] or [""])[0], sys.argv[2:]
+    os.environ["XLA_FLAGS"] = ""
+    prepare(names[0] if what == "tpu" else "cpu:8")
+    print(json.dumps(live_bytes(names) if what == "live" else compiled_bytes(*names)))

@@ -1,5 +1,7 @@
 """Three times and which of them binds, with numbers that can be divided by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,13 @@ def test_groups_along_two_axes_have_all_four_links():
 def test_the_programs_order_of_devices_counts():
     turned = [0, 3, 1, 2]  # its first two devices lie across from each other
     assert estimate(SQUARE, turned, 0, 0, [gathered([[0, 1], [2, 3]])]).interconnect == 40 / 20
+
+
+def test_between_slices_it_is_the_network():
+    sent = Collective("network all-reduce", 3, 80, 2, None)
+    assert sent.between_slices and sent.wire == 80  # half of it there, and half of the sum back
+    assert estimate(dataclasses.replace(SQUARE, chip=dataclasses.replace(CHIP, network=2.0)), ORDER, 0, 0, [sent]).interconnect == 3 * 80 / 2
+    assert estimate(SQUARE, ORDER, 0, 0, [sent]) is None  # of this chip's network nothing is known
 
 
 def test_of_unknown_chips_no_time_is_told():

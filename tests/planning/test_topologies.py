@@ -17,12 +17,19 @@ class Chip:
 
 @pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x8", "v4:2x2x1", "v6e:16x16", "cpu:8", "gpu:4"])
 def test_names(name):
-    assert check(name) == tuple(name.split(":"))
+    assert check(name) == (1, *name.split(":"))
 
 
-@pytest.mark.parametrize("name", ["v5e-64", "v5e:8", "v5e:2x2x2", "v5p:4x4", "tpu:8", "cpu:0", "cpu:2x2", "", "v5e:"])
+def test_several_slices():
+    assert check("2*v5e:16x16") == (2, "v5e", "16x16") and check("12*v5p:4x4x8") == (12, "v5p", "4x4x8")
+
+
+OTHERS = ["v5e-64", "v5e:8", "v5e:2x2x2", "v5p:4x4", "tpu:8", "cpu:0", "cpu:2x2", "", "v5e:", "2*cpu:8", "1*v5e:8x8", "*v5e:8x8", "0*v5e:8x8", "2*2*v5e:8x8"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_names_raise_one_line_with_what_is_right(name):
-    with pytest.raises(UserError, match=r"no such topology; they are named as v4:2x2x2, v5e:8x8, v5p:4x4x8, v6e:8x8, cpu:8 or gpu:4"):
+    with pytest.raises(UserError, match=r"no such topology; they are named as v4:2x2x2, v5e:8x8, v5p:4x4x8, v6e:8x8, 2\*v5e:16x16, cpu:8 or gpu:4"):
         check(name)
 
 
