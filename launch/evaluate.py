@@ -215,7 +215,8 @@ def _fit(options: argparse.Namespace, grounder, items) -> None:
     where = {"dataset": options.dataset, "videos": len(items), "questions": sum(len(item.questions) for item in items), "hierarchy": levels}
     values = {**fitted.to_dict(), "baselines": settings, "false_alarms": alarms, "fitted_on": where}
     checkpoint.set_calibration(options.checkpoint, fitting.merged(stored, values))
-    print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: {levels}: temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}")
+    told = f"temperature {fitted.temperature:.3f}, threshold {fitted.threshold:.3f}, of further moments {fitted.further:.3f}"
+    print(f"{Path(options.checkpoint) / checkpoint.CALIBRATION}: {levels}: {told}")
     for name, value in settings.items():
         print(f"  {name}: {', '.join(f'{key} {number}' for key, number in value.items())}")
 

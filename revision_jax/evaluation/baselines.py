@@ -41,10 +41,11 @@ RELATIVE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class Decision:
-    """How a method's confidences become probabilities, and from where up a moment is accepted."""
+    """How a method's confidences become probabilities, and from where up a moment is accepted; further: one beside another (None: the same)."""
 
     temperature: float = 1.0
     threshold: float = 0.5
+    further: float | None = None
 
 
 @runtime_checkable
@@ -222,11 +223,11 @@ def make(name: str | None, grounder: Grounder, stored: dict[str, Any] | None = N
     "baselines" hold what was fitted. Raises UserError for an unknown name.
     """
     if name is None:
-        return Model(Decision(threshold=grounder.threshold), tuple(sorted(set(without))))
+        return Model(Decision(threshold=grounder.threshold, further=grounder.further), tuple(sorted(set(without))))
     if name not in BASELINES:
         raise UserError(f"--baseline: {name!r} is not one of {', '.join(BASELINES)}")
     fitted = dict((stored or {}).get("baselines", {}).get(name, {}))
-    decision = Decision(float(fitted.get("temperature", 1.0)), float(fitted.get("threshold", 0.5)))
+    decision = Decision(float(fitted.get("temperature", 1.0)), float(fitted.get("threshold", 0.5)), fitted.get("further"))
     if name == "retrieval":
         rule = fitted.get("rule", {})
         return Retrieval(SpanRule(float(rule.get("smooth_s", SpanRule.smooth_s)), float(rule.get("relative", SpanRule.relative))), decision)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from revision_jax.evaluation import moments, retrieval
-from revision_jax.evaluation.baselines import Method
+from revision_jax.evaluation.baselines import Decision, Method
 from revision_jax.evaluation.datasets import Item
 from revision_jax.evaluation.outcome import WINDOW_RANKS, Outcome
 from revision_jax.files import write_text
@@ -98,13 +98,13 @@ def ask(grounder: Grounder, method: Method, item: Item, video: EncodedVideo, top
         part = replace(item, questions=item.questions[first : first + TOGETHER])
         found = method.search(grounder, video, [q.query for q in part.questions], top_k)
         given = oracle_ious(grounder, part, video) if oracle else [None] * len(found)
-        outcomes += [outcome(part, n, one, method.decision.threshold, video.duration_s, iou) for n, (one, iou) in enumerate(zip(found, given, strict=True))]
+        outcomes += [outcome(part, n, one, method.decision, video.duration_s, iou) for n, (one, iou) in enumerate(zip(found, given, strict=True))]
     return outcomes
 
 
-def outcome(item: Item, number: int, found: Found, threshold: float, duration_s: float, oracle_iou: float | None = None) -> Outcome:
+def outcome(item: Item, number: int, found: Found, decision: Decision, duration_s: float, oracle_iou: float | None = None) -> Outcome:
     """A search's result as what the metrics read; decided and rounded by the code that answers users."""
-    question, said = item.questions[number], answer(found, threshold, duration_s)
+    question, said = item.questions[number], answer(found, decision.threshold, duration_s, further=decision.further)
     survivors, share, windows = _survivors(found)
     return Outcome(
         video=item.name, query_id=question.query_id, query=question.query, kind=question.kind, duration_s=float(duration_s), truth=question.truth,

@@ -16,7 +16,7 @@ from revision_jax.errors import UserError
 from revision_jax.evaluation import baselines, calibration, exam, moments, rejection
 from revision_jax.evaluation.baselines import Decision, Flat, Random, Retrieval, SpanRule
 from revision_jax.evaluation.datasets import Item
-from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns
+from revision_jax.evaluation.outcome import CORRECT_IOUS, Outcome, columns, with_threshold
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import Grounder
@@ -28,8 +28,9 @@ CORRECT = CORRECT_IOUS[-1]  # a confidence is the probability that the moment ha
 
 
 def decide(outcomes: Sequence[Outcome]) -> Decision:
-    """Temperature and threshold of these answers: the temperature makes the first candidate's confidence honest (it keeps the order), the
-    threshold, in the new confidence, has the highest RejF1. Raises UserError unless there are present and absent questions."""
+    """Temperature and thresholds of these answers: the temperature makes the first candidate's confidence honest (it keeps the order), the
+    threshold, in the new confidence, has the highest RejF1, that for further moments the highest EtF1. Raises UserError unless there are present and absent
+    questions."""
     table = columns(list(outcomes))
     if not 0 < table["present"].sum() < len(outcomes):
         raise UserError("fitting needs present and absent questions in the validation split")
@@ -37,7 +38,24 @@ def decide(outcomes: Sequence[Outcome]) -> Decision:
     # With every answer right, or every one wrong, the best temperature is no finite one.
     temperature = calibration.fit_temperature(table["confidence"], correct) if 0 < correct.sum() < len(correct) else 1.0
     threshold, _ = rejection.fit_threshold(calibration.apply_temperature(table["confidence"], temperature), table["present"] > 0)
-    return Decision(temperature, threshold)
+    return Decision(temperature, threshold, further([replace(o, moments=_tempered(o.moments, temperature)) for o in outcomes], threshold))
+
+
+def further(outcomes: Sequence[Outcome], threshold: float) -> float:
+    """The threshold in [0, 1] for moments beside the first with the highest EtF1 over the present questions; the middle of the widest interval among the
+    best, as `rejection.fit_threshold` takes it."""
+    present = [outcome for outcome in outcomes if outcome.present]
+    others = [moment[2] for outcome in present for moment in outcome.moments if moment[2] < outcome.confidence]
+    edges = np.unique(np.concatenate([[0.0], np.clip(np.asarray(others, np.float64), 0.0, 1.0), [1.0]]))
+
+    def ef1(least: float) -> float:
+        accepted = [[m[:2] for m in with_threshold(outcome, threshold, least).moments if m[3]] for outcome in present]
+        pairs = [(moments.as_spans(spans), moments.as_spans(outcome.truth)) for spans, outcome in zip(accepted, present, strict=True)]
+        return float(np.mean([len(spans) == len(truth) for spans, truth in pairs]) * np.mean([moments.temporal_f1(*pair) for pair in pairs]))
+
+    values = [ef1(high) for high in edges[1:]]
+    widest = max((i for i, value in enumerate(values) if value >= max(values) - 1e-9), key=lambda i: edges[i + 1] - edges[i])
+    return float((edges[widest] + edges[widest + 1]) / 2)
 
 
 def false_alarms(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -79,7 +97,7 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
     use(grounder, fitted)
     outcomes = _asked(grounder, baselines.Model(), items, progress, "answers of")
     decision = decide(outcomes)
-    fitted = fitted.with_threshold(decision.threshold, decision.temperature)
+    fitted = fitted.with_threshold(decision.threshold, decision.further, decision.temperature)
     use(grounder, fitted)
     honest = [replace(outcome, moments=_tempered(outcome.moments, decision.temperature)) for outcome in outcomes]
     return fitted, false_alarms(honest)
@@ -107,7 +125,7 @@ def merged(stored: dict[str, Any], fitted: dict[str, Any]) -> dict[str, Any]:
     first, this = stored.get("fitted_on", {}).get("hierarchy"), fitted["fitted_on"]["hierarchy"]
     if "bias" not in stored or first is None or first == this:
         return fitted
-    kept = {name: fitted[name] for name in (*(f.name for f in fields(Calibrator) if f.name not in ("threshold", "hierarchies")), "fitted_on")}
+    kept = {name: fitted[name] for name in (*(f.name for f in fields(Calibrator) if f.name not in ("threshold", "further", "hierarchies")), "fitted_on")}
     return {**stored, "hierarchies": {**stored.get("hierarchies", {}), this: kept}}
 
 

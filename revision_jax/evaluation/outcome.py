@@ -70,10 +70,10 @@ class Outcome:
         return Outcome(**values)
 
 
-def with_threshold(outcome: Outcome, threshold: float) -> Outcome:
-    """The same answer decided at another threshold."""
+def with_threshold(outcome: Outcome, threshold: float, further: float | None = None) -> Outcome:
+    """The same answer decided at another threshold, and at another for moments beside the first (`merging.accepted`)."""
     spans, confidence = moments.as_spans(m[:2] for m in outcome.moments), np.asarray([m[2] for m in outcome.moments], np.float64)
-    decided = merging.accepted(spans, confidence, threshold).tolist()
+    decided = merging.accepted(spans, confidence, threshold, further).tolist()
     return dataclasses.replace(outcome, moments=tuple((s, e, c, a) for (s, e, c, _), a in zip(outcome.moments, decided, strict=True)))
 
 

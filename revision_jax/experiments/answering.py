@@ -67,7 +67,7 @@ def _ask(bench: Bench, item: Item) -> list[dict]:
     found = bench.grounder.find(video, [question.query for question in item.questions], top_k=TOP_K)
     lines = []
     for number, one in enumerate(found):
-        outcome = exam.outcome(item, number, dataclasses.replace(one, moments=one.moments[:1]), bench.grounder.threshold, video.duration_s)
+        outcome = exam.outcome(item, number, dataclasses.replace(one, moments=one.moments[:1]), bench.model().decision, video.duration_s)
         lines.append({"outcome": outcome.to_json(), "features": one.moments[0].features if outcome.moments else None})
     return lines
 

@@ -40,8 +40,9 @@ class Answer:
         return {"query": self.query, "present": self.present, "moments": moments, "levels": list(self.levels), "seconds": seconds}
 
 
-def answer(found: Found, threshold: float, duration_s: float, seconds: dict[str, float] | None = None) -> Answer:
-    """A search's result decided at a threshold. Times are rounded to milliseconds and kept inside the video, start before end."""
+def answer(found: Found, threshold: float, duration_s: float, seconds: dict[str, float] | None = None, further: float | None = None) -> Answer:
+    """A search's result decided at a threshold, and at `further` for moments beside the first (`merging.accepted`). Times are rounded to milliseconds and kept
+    inside the video, start before end."""
     moments = []
     for candidate in found.moments:
         start = min(max(round(candidate.start_s, 3), 0.0), duration_s)
@@ -49,7 +50,7 @@ def answer(found: Found, threshold: float, duration_s: float, seconds: dict[str,
         if start < end:
             moments.append((start, end, float(candidate.confidence)))
     spans, confidence = np.asarray([m[:2] for m in moments], np.float64).reshape(-1, 2), np.asarray([m[2] for m in moments], np.float64)
-    decided = accepted(spans, confidence, threshold).tolist()
+    decided = accepted(spans, confidence, threshold, further).tolist()
     moments = [Moment(*moment, chosen) for moment, chosen in zip(moments, decided, strict=True)]
     spent = {**(seconds or {}), **found.seconds}
     return Answer(found.query, any(m.accepted for m in moments), tuple(moments), tuple(trace.to_json() for trace in found.levels), spent)

@@ -94,7 +94,8 @@ def confidence(kind: str, features: Mapping[str, float], calibrator: Calibrator 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """sigmoid((weights . (x - mean) / std + bias) / temperature), then through `curve`. `threshold`: confidence at which a candidate is accepted.
+    """sigmoid((weights . (x - mean) / std + bias) / temperature), then through `curve`. `threshold`: confidence at which a candidate is accepted; `further`: at
+    which others are, once one is (None: the same).
 
     curve: (from, to) knots of a rising map of [0, 1] onto itself, straight between them; none: as it is. hierarchies: calibrators of their own for films that
     are searched by other levels than the one this was fitted on, by `levels.hierarchy`; all confidences are probabilities, so the threshold is one.
@@ -107,6 +108,7 @@ class Calibrator:
     bias: float
     temperature: float = 1.0
     threshold: float = 0.5
+    further: float | None = None
     curve: tuple[tuple[float, float], ...] = ()
     hierarchies: Mapping[str, Calibrator] = field(default_factory=dict, hash=False)
 
@@ -124,8 +126,9 @@ class Calibrator:
         plain = float(sigmoid(self.logit(features) / self.temperature))
         return float(np.interp(plain, *zip(*self.curve, strict=True))) if self.curve else plain
 
-    def with_threshold(self, threshold: float, temperature: float | None = None) -> Calibrator:
-        return replace(self, threshold=float(threshold), temperature=float(self.temperature if temperature is None else temperature))
+    def with_threshold(self, threshold: float, further: float | None = None, temperature: float | None = None) -> Calibrator:
+        temperature = self.temperature if temperature is None else temperature
+        return replace(self, threshold=float(threshold), further=further, temperature=float(temperature))
 
     def to_dict(self) -> dict:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -141,6 +144,7 @@ class Calibrator:
             made = Calibrator(
                 tuple(map(str, values["features"])), *(tuple(float(x) for x in values[name]) for name in lists[1:]),
                 float(values["bias"]), float(values.get("temperature", 1.0)), float(values.get("threshold", 0.5)),
+                None if values.get("further") is None else float(values["further"]),
                 tuple((float(x), float(y)) for x, y in values.get("curve", ())),
                 {name: Calibrator.from_dict(inner, f"{where}: hierarchies.{name}") for name, inner in dict(values.get("hierarchies", {})).items()},
             )
@@ -149,8 +153,10 @@ class Calibrator:
         unknown = sorted(set(made.features) - set(FEATURES))
         if unknown:
             raise UserError(f"{where}: unknown feature {', '.join(unknown)}; known are {', '.join(FEATURES)}")
-        if len({len(getattr(made, name)) for name in lists}) != 1 or min(made.std, default=1.0) <= 0 or made.temperature <= 0 or not 0 <= made.threshold <= 1:
-            raise UserError(f"{where}: features, mean, std and weights must be equally long, std and temperature above 0, threshold in [0, 1]")
+        if len({len(getattr(made, name)) for name in lists}) != 1 or min(made.std, default=1.0) <= 0 or made.temperature <= 0:
+            raise UserError(f"{where}: features, mean, std and weights must be equally long, std and temperature above 0")
+        if not all(0 <= value <= 1 for value in (made.threshold, made.further) if value is not None):
+            raise UserError(f"{where}: threshold and further must lie in [0, 1], are {made.threshold} and {made.further}")
         if made.curve and not (made.curve[0] == (0, 0) and made.curve[-1] == (1, 1) and (np.diff(made.curve, axis=0) >= 0).all()):
             raise UserError(f"{where}: curve must rise from [0, 0] to [1, 1]")
         return made

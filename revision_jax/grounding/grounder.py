@@ -156,6 +156,12 @@ class Grounder:
         fitted = self.calibrator is not None and self.config.grounding.confidence == "calibrated"
         return self.calibrator.threshold if fitted else self.config.grounding.threshold
 
+    @property
+    def further(self) -> float | None:
+        """Confidence at which further moments are accepted where one is already; None: `threshold` as well."""
+        fitted = self.calibrator is not None and self.config.grounding.confidence == "calibrated"
+        return self.calibrator.further if fitted else None
+
     def compile(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Makes every program ready that any video or question can ask for, in this process and, stored, for later ones; returns how many there are.
 
@@ -224,14 +230,15 @@ class Grounder:
     ) -> list[Answer]:
         """When each thing happens in seconds [start_s, end_s] of a video (default: all of it), or that it does not.
 
-        At most `top_k` moments a question, ranked; accepted from `threshold` up. Raises UserError for a question, range or number that cannot be used.
+        At most `top_k` moments a question, ranked; accepted from `threshold` up (default: the checkpoint's, which may have another for moments beside the
+        first). Raises UserError for a question, range or number that cannot be used.
         """
         video = video if isinstance(video, EncodedVideo) else self.encode(video)
-        threshold = self.threshold if threshold is None else threshold
+        threshold, further = (self.threshold, self.further) if threshold is None else (threshold, None)
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold: must lie in [0, 1], is {threshold}")
         found = self.find(video, queries, top_k=top_k, start_s=start_s, end_s=end_s, progress=progress)
-        return [answers.answer(one, threshold, video.duration_s, {"encode": video.seconds}) for one in found]
+        return [answers.answer(one, threshold, video.duration_s, {"encode": video.seconds}, further) for one in found]
 
     def rank(self, videos: Sequence[EncodedVideo | str | Path], queries: Sequence[str]) -> list[list[RankedVideo]]:
         """Which of the videos each question is about: all of them, best first. Raises ConfigError for a model without a level of whole videos."""

@@ -26,8 +26,11 @@ def nms(spans: Float[np.ndarray, "n 2"], scores: Float[np.ndarray, "n"], iou: fl
     return np.asarray(kept, np.int64)
 
 
-def accepted(spans: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, "n"], threshold: float) -> Bool[np.ndarray, "n"]:
-    """Which spans, best first, are answers: of at least `threshold`, and no better answer shares half of the shorter of the two or more.
+def accepted(
+    spans: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, "n"], threshold: float, further: float | None = None
+) -> Bool[np.ndarray, "n"]:
+    """Which spans, best first, are answers: of at least `threshold`, and no better answer shares half of the shorter of the two or more. Once there is an
+    answer, others need `further` (default: the same): whether there is any moment is one question, how many there are is another.
 
     The end of a moment, found once more beside the whole of it, overlaps it by too little to be merged away; it stays an alternative, but is no second answer.
     """
@@ -36,7 +39,8 @@ def accepted(spans: Float[np.ndarray, "n 2"], confidence: Float[np.ndarray, "n"]
         others = spans[:i][result[:i]]
         both = np.minimum(end, others[:, 1]) - np.maximum(start, others[:, 0])
         shorter = np.minimum(end - start, others[:, 1] - others[:, 0])
-        result[i] = confidence[i] >= threshold and not (both >= 0.5 * shorter).any()
+        least = further if further is not None and result.any() else threshold
+        result[i] = confidence[i] >= least and not (both >= 0.5 * shorter).any()
     return result
 
 

@@ -14,8 +14,8 @@ from revision_jax.data.synthetic.write import write
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.evaluation import baselines, datasets, exam, fitting, report, submissions
-from revision_jax.evaluation.baselines import Flat, Model, Random, Retrieval
-from revision_jax.evaluation.outcome import with_threshold
+from revision_jax.evaluation.baselines import Decision, Flat, Model, Random, Retrieval
+from revision_jax.evaluation.outcome import Outcome, with_threshold
 from revision_jax.grounding.confidence import Calibrator
 from revision_jax.grounding.grounder import Grounder
 from tests.grounding.conftest import WORDS, noisy_state, small_config
@@ -98,7 +98,7 @@ def test_overrides_change_the_search_and_share_programs_where_they_can(grounder,
     found = strict.search(grounder, video, [items[0].questions[0].query], 3)[0]
     patch = found.levels[-1]
     assert patch.level.kind == "patch" and patch.prompts > 0 and patch.tokens == patch.prompts * (4 + 7)  # the first frame whole, one token of each other
-    assert exam.outcome(items[0], 0, found, 0.5, video.duration_s).tokens == sum(trace.tokens for trace in found.levels)
+    assert exam.outcome(items[0], 0, found, Decision(), video.duration_s).tokens == sum(trace.tokens for trace in found.levels)
 
 
 def test_random_spans_are_the_same_again(grounder, items):
@@ -168,6 +168,19 @@ def test_fit_then_evaluate_then_compare(model, folder, cache, tmp_path, capsys):
     made = report.load(tmp_path / "model.json")
     assert made["counts"]["videos"] == 2 and made["run"]["settings"]["threshold"] == stored["threshold"]
     assert str(tmp_path) not in json.dumps(made["run"])
+
+
+def test_the_threshold_for_further_moments_is_fitted_on_how_many_there_are():
+    """Second moments of 0.4 are true, of 0.3 false: between them the count and the spans are right."""
+    question = lambda n, truth, *confidence: Outcome(
+        "film", str(n), "q", "several" if len(truth) > 1 else "one", 100.0, truth,
+        tuple((10.0 * i, 10.0 * i + 5, c, False) for i, c in enumerate(confidence)),
+    )  # fmt: skip
+    both, one = ((0.0, 5.0), (10.0, 15.0)), ((0.0, 5.0),)
+    outcomes = [question(0, both, 0.9, 0.4), question(1, one, 0.9, 0.3), question(2, (), 0.8, 0.7), question(3, one, 0.95)]
+    assert fitting.further(outcomes, 0.6) == pytest.approx(0.35)
+    again = [with_threshold(outcome, 0.6, 0.35) for outcome in outcomes]
+    assert [sum(accepted for *_, accepted in outcome.moments) for outcome in again] == [2, 1, 2, 1]
 
 
 def test_a_fit_of_another_hierarchy_stands_beside_the_first():

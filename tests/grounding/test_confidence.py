@@ -82,9 +82,9 @@ def test_a_stronger_ridge_means_smaller_weights_and_separable_data_stay_finite()
 
 def test_round_trip_and_temperature():
     rows, correct, _ = world(np.random.default_rng(2), 100)
-    fitted = sure.fit(rows, correct).with_threshold(0.7, 2.0)
+    fitted = sure.fit(rows, correct).with_threshold(0.7, 0.4, temperature=2.0)
     again = sure.Calibrator.from_dict(fitted.to_dict())
-    assert again == fitted and again.threshold == 0.7
+    assert again == fitted and again.threshold == 0.7 and again.further == 0.4
     assert again.apply(rows[0]) == pytest.approx(1 / (1 + math.exp(-again.logit(rows[0]) / 2)))
     assert sure.confidence("calibrated", rows[0], again) == again.apply(rows[0])
 
@@ -107,7 +107,9 @@ def test_a_hierarchy_has_its_own_calibrator_or_the_common_one():
         ({"std": [0.0] * 12}, "equally long, std"),
         ({"bias": "much"}, "not numbers"),
         ({"features": ["luck"], "mean": [0], "std": [1], "weights": [1]}, "unknown feature luck"),
-        ({"threshold": 2.0}, "threshold in"),
+        ({"threshold": 2.0}, r"must lie in \[0, 1\], are 2.0"),
+        ({"further": -0.1}, "threshold and further must lie in"),
+        ({"further": "few"}, "not numbers"),
         ({"mean": None}, "not numbers"),
     ],
 )

@@ -59,3 +59,11 @@ def test_the_end_of_a_moment_is_no_second_answer():
     assert merging.accepted(spans, np.array([0.9, 0.8, 0.8, 0.7, 0.6]), 0.65).tolist() == [True, False, True, True, False]
     assert merging.accepted(spans, np.array([0.9, 0.8, 0.8, 0.7, 0.7]), 0.65).tolist() == [True, False, True, True, False], "nor one that covers them"
     assert merging.accepted(np.zeros((0, 2)), np.zeros(0), 0.5).tolist() == []
+
+
+def test_how_many_answers_there_are_is_another_question_than_whether_there_is_one():
+    spans = np.array([[0.0, 5.0], [10.0, 15.0], [20.0, 25.0]])
+    accepted = lambda *confidence, further=None: merging.accepted(spans, np.array(confidence), 0.6, further).tolist()
+    assert accepted(0.9, 0.5, 0.2, further=0.3) == [True, True, False] and accepted(0.9, 0.5, 0.2) == [True, False, False]
+    assert accepted(0.5, 0.5, 0.4, further=0.3) == [False] * 3, "no further one without a first"
+    assert accepted(0.9, 0.7, 0.7, further=0.8) == [True, False, False]
