@@ -78,6 +78,13 @@ class Judged:
             return "localisation"
         return "ranking" if self.iou < RIGHT - moments.EPSILON else "rejection"
 
+    @property
+    def reason(self) -> str:
+        """What CAUSES says of the cause, of a rejection which of the two it was."""
+        if self.cause == "rejection":
+            return "the right candidate was refused" if self.outcome.present else "something absent was accepted"
+        return CAUSES[self.cause]
+
     @cached_property
     def form(self) -> str | None:
         """Of a question in the rendered world's words, one of FORMS."""

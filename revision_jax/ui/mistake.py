@@ -12,12 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from revision_jax.data import video
-from revision_jax.evaluation.worst import CAUSES, Judged
+from revision_jax.evaluation.worst import Judged
 from revision_jax.ui.clock import clock, ticks
 from revision_jax.ui.timeline import FAINT, FOUND, GRID, INK, MUTED, PAPER, WEAK, Axis, font_of, heat, shortened
 
 TRUE = "#2b8a3e"
-KNOWN = (INK, MUTED, FAINT, GRID, PAPER, FOUND, WEAK, TRUE)  # colours that are kept as they are
 WIDTH, MARGIN, LABELS = 900, 24, 92  # pixels; LABELS: the column of the lanes' names
 HEADER, LANE, STEP, AXIS, TITLE, UNDER = 70, 14, 22, 38, 26, 24  # heights: above the lanes, a bar, lane to lane, ticks, a row's title, its times
 FRAMES, FRAME = 5, 162  # frames of a moment, and the side of the square that each fits into
@@ -33,6 +32,16 @@ class Row:
     title: str
     colour: str
     seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Spans over the whole video, filled, or outlined where there is no colour; and what is written where there are none."""
+
+    name: str
+    spans: Sequence[Sequence[float]]
+    colour: str
+    empty: str
 
 
 def rows(one: Judged) -> list[Row]:
@@ -74,8 +83,8 @@ def draw(one: Judged, frames: Frames | None) -> Image.Image:
     image = Image.new("RGB", (WIDTH, top + len(shown) * (TITLE + high + UNDER + 8) + (8 if shown else 0)), PAPER)
     pen = ImageDraw.Draw(image)
     pen.text((MARGIN, 16), shortened(one.outcome.query, font_of(20), WIDTH - 2 * MARGIN), INK, font_of(20))
-    pen.text((MARGIN, 44), shortened(f"{one.outcome.video}   {one.cause}: {CAUSES[one.cause]}", font_of(14), WIDTH - 2 * MARGIN), MUTED, font_of(14))
-    _draw_lanes(pen, one, lanes)
+    pen.text((MARGIN, 44), shortened(f"{one.outcome.video} · {one.cause}: {one.reason}", font_of(14), WIDTH - 2 * MARGIN), MUTED, font_of(14))
+    _draw_lanes(pen, one.outcome.duration_s, lanes)
     for row in shown:
         pen.text((MARGIN, top), row.title, row.colour, font_of(16))
         _draw_frames(image, pen, row, frames or {}, top + TITLE, high)
@@ -83,32 +92,31 @@ def draw(one: Judged, frames: Frames | None) -> Image.Image:
     return image
 
 
-def _lanes(one: Judged) -> dict[str, list[tuple[Sequence[float], str, str | None]]]:
-    """Name of a lane -> its spans, each with its colour and that of its outline."""
+def _lanes(one: Judged) -> list[Lane]:
     accepted, others = ([moment for moment in one.outcome.moments if moment[3] is yes] for yes in (True, False))
-    survivors = "#{:02x}{:02x}{:02x}".format(*heat(0.5))
-    found = {
-        "truth": [(moment, TRUE, None) for moment in one.outcome.truth],
-        "answers": [(moment, FOUND, None) for moment in accepted],
-        "candidates": [(moment, PAPER, WEAK) for moment in others],
-    }
-    return found if one.outcome.survivors is None else found | {"survivors": [(moment, survivors, None) for moment in one.outcome.survivors]}
+    lanes = [Lane("truth", one.outcome.truth, TRUE, "not in the video"), Lane("answers", accepted, FOUND, "refused"), Lane("candidates", others, "", "no other")]
+    if one.outcome.survivors is not None:
+        lanes.append(Lane("survivors", one.outcome.survivors, "#{:02x}{:02x}{:02x}".format(*heat(0.5)), "none"))
+    return lanes
 
 
-def _draw_lanes(pen: ImageDraw.ImageDraw, one: Judged, lanes: dict[str, list[tuple[Sequence[float], str, str | None]]]) -> None:
-    axis = Axis(one.outcome.duration_s, MARGIN + LABELS, WIDTH - MARGIN)
-    bottom = HEADER + STEP * len(lanes)
-    for mark in ticks(0.0, one.outcome.duration_s, 9):
+def _draw_lanes(pen: ImageDraw.ImageDraw, duration_s: float, lanes: Sequence[Lane]) -> None:
+    axis, bottom = Axis(duration_s, MARGIN + LABELS, WIDTH - MARGIN), HEADER + STEP * len(lanes)
+    for mark in ticks(0.0, duration_s, 9):
         pen.line((axis.x(mark), HEADER, axis.x(mark), bottom + 4), GRID)
         half = font_of(12).getlength(clock(mark)) / 2
         pen.text((min(axis.x(mark), axis.right - half), bottom + 14), clock(mark), MUTED, font_of(12), anchor="mm")
-    for line, (name, spans) in enumerate(lanes.items()):
-        y = HEADER + STEP * line
-        pen.text((MARGIN, y + LANE / 2), name, MUTED, font_of(14), anchor="lm")
+    for number, lane in enumerate(lanes):
+        y = HEADER + STEP * number
+        pen.text((MARGIN, y + LANE / 2), lane.name, MUTED, font_of(14), anchor="lm")
         pen.line((axis.left, y + LANE / 2, axis.right, y + LANE / 2), GRID)
-        for moment, colour, outline in spans:
+        for moment in lane.spans:
             left, right = axis.bar(moment[0], moment[1], 6.0)
-            pen.rectangle((left, y, right, y + LANE), colour, outline, 2 if outline else 1)
+            pen.rectangle((left, y, right, y + LANE), lane.colour or PAPER, lane.colour or WEAK, 1 if lane.colour else 2)
+        if not lane.spans:
+            wide = font_of(13).getlength(lane.empty)
+            pen.rectangle((axis.left, y, axis.left + wide + 8, y + LANE), PAPER)
+            pen.text((axis.left, y + LANE / 2), lane.empty, WEAK, font_of(13), anchor="lm")
 
 
 def _draw_frames(image: Image.Image, pen: ImageDraw.ImageDraw, row: Row, frames: Frames, top: int, high: int) -> None:
@@ -125,10 +133,11 @@ def _draw_frames(image: Image.Image, pen: ImageDraw.ImageDraw, row: Row, frames:
 
 
 def png(image: Image.Image, limit: int = LIMIT) -> bytes:
-    """A PNG file of at most `limit` bytes: of as many colours as that allows, and where pictures are too rich for it, smaller."""
-    for colours, smaller in ((256, 1), (128, 1), (64, 1), (32, 1), (32, 2), (32, 3), (16, 4)):
+    """A PNG file of at most `limit` bytes: of as many colours as that allows, and where pictures are too rich for it, of half the size."""
+    for smaller, colours in ((1, 256), (1, 32), (1, 16), (2, 64), (2, 16)):
         data = io.BytesIO()
-        image.reduce(smaller).quantize(colours, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+        # The octree keeps the few bright pixels of the bars apart, which the median cut mixes with the frames.
+        image.reduce(smaller).quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
         if data.tell() <= limit:
             break
     return data.getvalue()
