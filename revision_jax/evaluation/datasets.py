@@ -61,9 +61,7 @@ def videos_of(split: str, data: DataConfig) -> int:
     return counts.get(split, data.validation_videos)
 
 
-def synthetic(
-    split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN
-) -> list[Item]:
+def synthetic(split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN) -> list[Item]:
     """The first `count` videos of a split of the world: `rendered`."""
     return rendered(split, folder, range(count), duration_s, progress, style)
 

@@ -94,7 +94,11 @@ def draw(one: Judged, frames: Frames | None) -> Image.Image:
 
 def _lanes(one: Judged) -> list[Lane]:
     accepted, others = ([moment for moment in one.outcome.moments if moment[3] is yes] for yes in (True, False))
-    lanes = [Lane("truth", one.outcome.truth, TRUE, "not in the video"), Lane("answers", accepted, FOUND, "refused"), Lane("candidates", others, "", "no other")]
+    lanes = [
+        Lane("truth", one.outcome.truth, TRUE, "not in the video"),
+        Lane("answers", accepted, FOUND, "refused"),
+        Lane("candidates", others, "", "no other"),
+    ]
     if one.outcome.survivors is not None:
         lanes.append(Lane("survivors", one.outcome.survivors, "#{:02x}{:02x}{:02x}".format(*heat(0.5)), "none"))
     return lanes
