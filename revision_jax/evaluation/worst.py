@@ -18,7 +18,7 @@ from revision_jax.evaluation.outcome import KINDS, Outcome
 RIGHT = 0.5  # least IoU of an answer that is right
 CAUSES = {  # in the order of the steps
     "search": "the right window did not survive the first level",
-    "localisation": "the right window survived, but no candidate is right",
+    "localisation": "the right window was looked at, but no candidate is right",
     "ranking": "a right candidate stands behind a wrong one",
     "rejection": "something absent was accepted, or the right candidate refused",
 }

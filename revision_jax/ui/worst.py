@@ -28,8 +28,8 @@ def page(about: dict[str, Any], outcomes: Sequence[Outcome], shown: Sequence[Jud
 
 
 def _run(about: dict[str, Any]) -> str:
-    said = [f"{name} {_plain(about[name])}" for name in ("method", "checkpoint", "dataset", "split") if about.get(name)]
-    return f"{', '.join(said).capitalize()}: " if said else ""
+    said = ", ".join(f"{name} {_plain(about[name])}" for name in ("method", "checkpoint", "dataset", "split") if about.get(name))
+    return f"{said[:1].upper()}{said[1:]}: " if said else ""
 
 
 def _told(one: Judged) -> list[str]:

@@ -24,7 +24,7 @@ def item(films):
 
 
 def saved(path, outcomes, dataset="synthetic"):
-    report.save(path, report.build(outcomes, {"method": "model", "checkpoint": "tiny", "dataset": dataset, "split": "test"}, resamples=10))
+    report.save(path, report.build(outcomes, {"method": "model", "checkpoint": "Tiny", "dataset": dataset, "split": "test"}, resamples=10))
     return path
 
 
@@ -48,7 +48,7 @@ def test_a_page_and_a_picture_for_each(item, films, tmp_path, capsys):
     page = (out / "README.md").read_text()
     assert page.count("\n## ") == 4 and all(f"]({number:02d}.png)" in page for number in (1, 2, 3))
     assert f"of {len(item.questions)} questions were answered wrong" in page and "here are the worst 3" in page
-    assert "Method model, checkpoint tiny, dataset synthetic, split test" in page
+    assert "Method model, checkpoint Tiny, dataset synthetic, split test" in page
     shown = page.split("| **shown** | ")[1].splitlines()[0]
     assert shown.startswith("**3** |") and f"| asked | {len(item.questions)} |" in page
     assert "the 3 worst of" in capsys.readouterr().out
