@@ -138,7 +138,7 @@ def _draw_frames(image: Image.Image, pen: ImageDraw.ImageDraw, row: Row, frames:
 
 def png(image: Image.Image, limit: int = LIMIT) -> bytes:
     """A PNG file of at most `limit` bytes: of as many colours as that allows, and where pictures are too rich for it, of half the size."""
-    for smaller, colours in ((1, 256), (1, 32), (1, 16), (2, 64), (2, 16)):
+    for smaller, colours in ((1, 256), (1, 64), (1, 48), (1, 32), (1, 16), (2, 64), (2, 16)):
         data = io.BytesIO()
         # The octree keeps the few bright pixels of the bars apart, which the median cut mixes with the frames.
         image.reduce(smaller).quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
