@@ -11,9 +11,9 @@ from revision_jax.evaluation.outcome import KINDS, Outcome
 from revision_jax.evaluation.worst import CAUSES, FORMS, Judged
 from revision_jax.ui.mistake import span
 
-ORDER = """Wrong is: something absent was accepted, something present refused, or the first answer has an IoU below 0.5 (a moment that is missed beside a right one
-is not looked at). The loss is how wrong (1; of a first answer 1 - IoU) times how sure (the confidence; of a refusal 1 - confidence): a confident wrong answer
-is worst. Equal ones go by video and id. An answer's cause is the first step that failed:"""
+ORDER = """Wrong is: something absent was accepted, something present refused, or the first answer has an IoU below 0.5 (a moment that is missed beside
+a right one is not looked at). The loss is how wrong (1; of a first answer 1 - IoU) times how sure (the confidence; of a refusal 1 - confidence): a confident
+wrong answer is worst. Equal ones go by video and id. An answer's cause is the first step that failed:"""
 
 
 def page(about: dict[str, Any], outcomes: Sequence[Outcome], shown: Sequence[Judged], pictures: Sequence[str]) -> str:
