@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--without", action="append", default=[], metavar="LEVEL", help="leave a level out, to see what it is worth (patch, say)")
     parser.add_argument("--fit", action="store_true", help="fit calibration, threshold and the baselines' settings, and store them in the checkpoint")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="ranked moments a question (default 5)")
-    parser.add_argument("--json", metavar="FILE", help="the report with every answer")
+    parser.add_argument("--json", metavar="FILE", help="the report with every answer; launch.worst shows what went wrong in it")
     compared = "the report of another run: paired bootstrap of every figure; give two to compare them without running anything"
     handed_in = "the answers in the form that the dataset's owners score (QVHighlights', MAD's, ExtremeWhenBench's)"
     parser.add_argument("--submission", metavar="FILE", help=handed_in)

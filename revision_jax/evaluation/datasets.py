@@ -13,7 +13,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from revision_jax.data.datasets.schema import Example
 from revision_jax.data.synthetic import world
 from revision_jax.data.synthetic.style import PLAIN, Style
 from revision_jax.errors import UserError
-from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS
+from revision_jax.evaluation.outcome import ABSENT_KINDS, KINDS, Outcome
 
 DATASETS = ("synthetic", "folder", *registry.GROUNDING)
 ANNOTATIONS = "annotations.json"
@@ -61,21 +61,26 @@ def videos_of(split: str, data: DataConfig) -> int:
     return counts.get(split, data.validation_videos)
 
 
-def synthetic(
-    split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN
+def synthetic(split: str, folder: Path, count: int, duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN) -> list[Item]:
+    """The first `count` videos of a split of the world: `rendered`."""
+    return rendered(split, folder, range(count), duration_s, progress, style)
+
+
+def rendered(
+    split: str, folder: Path, numbers: Sequence[int], duration_s: float | None = None, progress: Progress | None = None, style: Style = PLAIN
 ) -> list[Item]:
-    """The first `count` videos of a split of the world, an hour each (the length split: three) unless told otherwise, in
+    """Videos of a split of the world by their numbers, an hour each (the length split: three) unless told otherwise, in
     folder/synthetic-v<version>/<split>-<seconds>s[-<style>]/<number>. Rendered by worker processes where missing or of another world.
 
-    Raises UserError for an unknown split and where the folder cannot be written.
+    Raises UserError for an unknown split or number and where the folder cannot be written.
     """
     duration = world.SPLIT_DURATION_S.get(split, 3600.0) if duration_s is None else duration_s
     name = "-".join(part for part in (split, f"{duration:g}s", style.name) if part)
-    places = [(folder / f"synthetic-v{world.WORLD_VERSION}" / name / f"{index:03d}", index) for index in range(count)]
-    missing = [(place, index) for place, index in places if not _rendered(place, split, index, duration)]
+    places = [(folder / f"synthetic-v{world.WORLD_VERSION}" / name / f"{index:03d}", index) for index in numbers]
+    missing = [(place, index) for place, index in places if not _is_rendered(place, split, index, duration)]
     if missing:
-        world.split_seed(split, missing[-1][1])
-        done = count - len(missing)
+        world.split_seed(split, max(index for _, index in missing))
+        done = len(places) - len(missing)
         workers = min(len(missing), os.cpu_count() or 1)
         # Spawned, not forked: this process may hold a started backend.
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -84,7 +89,7 @@ def synthetic(
                     _.result()
                     done += 1
                     if progress is not None:
-                        progress(done, count)
+                        progress(done, len(places))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -98,7 +103,7 @@ def _render(split: str, index: int, duration_s: float, place: str, style: Style)
     write(split_script(split, index, duration_s, FPS), place, style=style)
 
 
-def _rendered(place: Path, split: str, index: int, duration_s: float) -> bool:
+def _is_rendered(place: Path, split: str, index: int, duration_s: float) -> bool:
     """annotations.json is moved in after the video, so a complete one of the right world means that both are there."""
     try:
         about = json.loads((place / ANNOTATIONS).read_text(encoding="utf-8"))
@@ -132,15 +137,56 @@ def field(name: str, data: Path, split: str, videos: Path | None = None, count: 
         asked.setdefault(example.video_id, []).append(example)
     if features is not None:
         return _with_features(asked, features, count)
-    folder = videos or data
+    chosen = list(asked)[:count]
+    files = video_files(videos or data, chosen)
+    return [_item(asked[video], files[video]) for video in chosen]
+
+
+def video_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The file of each of the field's videos, called by its id, somewhere below a folder. Raises UserError for videos without one."""
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_ENDINGS}
     by_name = {Path(key).name: path for key, path in files.items()}
-    chosen = list(asked)[:count]
-    missing = [video for video in chosen if video not in files and video not in by_name and f"{video}/video" not in files]
+    found = {name: files.get(name) or files.get(f"{name}/video") or by_name.get(name) for name in names}
+    missing = [name for name, path in found.items() if path is None]
     if missing:
         said = f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-        raise UserError(f"--videos: {folder} lacks {len(missing)} of {len(chosen)} videos: {said}; a file is called by its video's id")
-    return [_item(asked[video], files.get(video) or files.get(f"{video}/video") or by_name[video]) for video in chosen]
+        raise UserError(f"--videos: {folder} lacks {len(missing)} of {len(found)} videos: {said}; a file is called by its video's id")
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def films(about: dict[str, Any], outcomes: Sequence[Outcome], place: Path, progress: Progress | None = None) -> dict[str, Path]:
+    """The file of each video that the answers are about. about: the "run" of their report; place: the folder that the run had as --data, or of a field's
+    dataset as --videos. Videos of the world that are not there are rendered, these alone.
+
+    Raises UserError for a video that is not there, or is not the one that the questions were asked about.
+    """
+    dataset, split = str(about.get("dataset")), str(about.get("split"))
+    lasts = {outcome.video: outcome.duration_s for outcome in outcomes}
+    if dataset not in ("synthetic", "folder"):
+        return video_files(place, list(lasts))
+    if dataset == "folder":
+        items = folder(place)
+    else:
+        numbers: dict[float, list[int]] = {}
+        for name, seconds in lasts.items():
+            numbers.setdefault(seconds, []).append(_number(name, split))
+        items = [item for seconds, some in numbers.items() for item in rendered(split, place, some, seconds, progress)]
+    by_name = {item.name: item for item in items}
+    for outcome in outcomes:
+        item = by_name.get(outcome.video)
+        if item is None:
+            raise UserError(f"--videos: {place} lacks {outcome.video}; give the folder that launch.evaluate had as --data")
+        if (outcome.query, outcome.truth) not in [(asked.query, asked.truth) for asked in item.questions]:
+            raise UserError(f"{item.video}: is not the video that question {outcome.query_id} was asked about; evaluate again")
+    return {name: by_name[name].video for name in lasts}
+
+
+def _number(name: str, split: str) -> int:
+    """Of a video that `rendered` named."""
+    number = name.removeprefix(f"{split}-")
+    if not number.isdecimal():
+        raise UserError(f"the report's video {name!r} is not one of the split {split!r}; give a --json file of launch.evaluate")
+    return int(number)
 
 
 def annotated(name: str, place: Path, split: str) -> Iterable[Example]:

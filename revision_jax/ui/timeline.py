@@ -34,7 +34,7 @@ class _Row:
         return TITLE + STRIP + 6 + LANE + self.lines * LABEL + GAP
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
@@ -47,7 +47,7 @@ def heat(score: float) -> tuple[int, int, int]:
     return HEAT[-1][1]
 
 
-def _fit(text: str, font: Any, width: float) -> str:
+def shortened(text: str, font: Any, width: float) -> str:
     """`text`, shortened with an ellipsis until it is at most `width` pixels wide."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
@@ -59,9 +59,11 @@ def _fit(text: str, font: Any, width: float) -> str:
     return text[:low].rstrip() + "..."
 
 
-class _Axis:
-    def __init__(self, duration_s: float, width: int):
-        self.duration_s, self.left, self.right = max(duration_s, 1e-3), float(MARGIN), float(width - MARGIN)
+class Axis:
+    """The length of a video between two pixels of a picture."""
+
+    def __init__(self, duration_s: float, left: float, right: float):
+        self.duration_s, self.left, self.right = max(duration_s, 1e-3), float(left), float(right)
 
     def x(self, seconds: float) -> float:
         return self.left + (self.right - self.left) * min(max(seconds / self.duration_s, 0.0), 1.0)
@@ -79,7 +81,7 @@ def _label(moment: view.Found) -> str:
     return f"{clock(moment.start_s)} - {clock(moment.end_s)}   {moment.confidence:.2f}"
 
 
-def _place(question: view.Question, axis: _Axis, font: Any) -> tuple[tuple[tuple[view.Found, int], ...], int]:
+def _place(question: view.Question, axis: Axis, font: Any) -> tuple[tuple[tuple[view.Found, int], ...], int]:
     """Puts each accepted moment's label on the first line where it does not touch another."""
     taken: list[list[tuple[float, float]]] = []
     placed = []
@@ -93,14 +95,14 @@ def _place(question: view.Question, axis: _Axis, font: Any) -> tuple[tuple[tuple
     return tuple(placed), len(taken)
 
 
-def _label_span(moment: view.Found, axis: _Axis, font: Any) -> tuple[float, float]:
+def _label_span(moment: view.Found, axis: Axis, font: Any) -> tuple[float, float]:
     width = font.getlength(_label(moment))
     centre = (axis.x(moment.start_s) + axis.x(moment.end_s)) / 2
     left = min(max(centre - width / 2, axis.left), axis.right - width)
     return left, left + width
 
 
-def _strip(draw: ImageDraw.ImageDraw, axis: _Axis, level: view.Level | None, top: int) -> None:
+def _strip(draw: ImageDraw.ImageDraw, axis: Axis, level: view.Level | None, top: int) -> None:
     """First-level scores; where windows overlap a column of pixels takes the best."""
     draw.rectangle((axis.left, top, axis.right, top + STRIP), fill=heat(0.0))
     windows = [w for w in level.windows if w.score is not None] if level else []
@@ -114,14 +116,14 @@ def _strip(draw: ImageDraw.ImageDraw, axis: _Axis, level: view.Level | None, top
             draw.line((axis.left + x, top, axis.left + x, top + STRIP), fill=heat(score))
 
 
-def _draw_row(draw: ImageDraw.ImageDraw, axis: _Axis, row: _Row, fonts: dict[str, Any]) -> None:
+def _draw_row(draw: ImageDraw.ImageDraw, axis: Axis, row: _Row, fonts: dict[str, Any]) -> None:
     question, top = row.question, row.top
     colour = FOUND if question.present else NO
     verdict = question.verdict
     wide = fonts["small"].getlength(verdict) + 24
     draw.rounded_rectangle((axis.right - wide, top, axis.right, top + 28), 14, fill=colour if question.present else PAPER, outline=colour, width=2)
     draw.text((axis.right - wide / 2, top + 14), verdict, font=fonts["small"], fill=PAPER if question.present else colour, anchor="mm")
-    draw.text((axis.left, top + 14), _fit(question.query, fonts["query"], axis.right - axis.left - wide - 30), font=fonts["query"], fill=INK, anchor="lm")
+    draw.text((axis.left, top + 14), shortened(question.query, fonts["query"], axis.right - axis.left - wide - 30), font=fonts["query"], fill=INK, anchor="lm")
     top += TITLE
     _strip(draw, axis, question.levels[0] if question.levels else None, top)
     top += STRIP + 6
@@ -149,8 +151,8 @@ def draw_timeline(result: dict[str, Any], *, width: int = WIDTH) -> Image.Image:
     Height follows the number of questions. Raises UserError for another structure.
     """
     answered = view.read(result)
-    axis = _Axis(answered.duration_s, width)
-    fonts = {"title": _font(28), "query": _font(21), "small": _font(17)}
+    axis = Axis(answered.duration_s, MARGIN, width - MARGIN)
+    fonts = {"title": font_of(28), "query": font_of(21), "small": font_of(17)}
     rows, top = [], HEADER
     for question in answered.questions:
         labels, lines = _place(question, axis, fonts["small"])
@@ -160,7 +162,7 @@ def draw_timeline(result: dict[str, Any], *, width: int = WIDTH) -> Image.Image:
     draw = ImageDraw.Draw(image)
     about = f"{length(answered.duration_s)}   {len(rows)} question{'' if len(rows) == 1 else 's'}"
     draw.text((axis.right, 42), about, font=fonts["small"], fill=MUTED, anchor="rm")
-    name = _fit(Path(answered.path).name, fonts["title"], axis.right - axis.left - fonts["small"].getlength(about) - 40)
+    name = shortened(Path(answered.path).name, fonts["title"], axis.right - axis.left - fonts["small"].getlength(about) - 40)
     draw.text((axis.left, 40), name, font=fonts["title"], fill=INK, anchor="lm")
     bottom = top
     marks = ticks(0.0, answered.duration_s, max(2, int(axis.right - axis.left) // 130))
