@@ -79,6 +79,11 @@ class ExperimentConfig:
                 wide = self.patch_vision.output
                 fits = level.kind != "patch" or level.adapter.width == wide
                 _check(fits, f"levels.{level.name}.adapter.width", f"{level.adapter.width} differs from the patch encoder's {wide}")
+        if self.pruner.where == "before_encoder" and any(level.kind == "patch" for level in self.grounding.levels):
+            vision = self.encoder(self.patch_encoder)
+            frames_alone = vision.class_token or vision.pool == "attention"
+            wrong = f"must be 'after_encoder': frames that share a line can have neither the class token nor the pooling head of {self.patch_encoder!r}"
+            _check(not frames_alone, "pruner.where", wrong)
         names = {level.name for level in self.grounding.levels}
         for stage in self.train.stages:
             _check(

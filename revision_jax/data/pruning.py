@@ -15,15 +15,28 @@ from revision_jax.data.processing import kept_tokens
 
 def kept(frames: UInt8[np.ndarray, "T h w 3"], patch: int, merge: int, pruner: PrunerConfig, std: tuple[float, float, float]) -> Bool[np.ndarray, "T N"]:
     """Which merged tokens stay. A single frame is kept whole."""
-    if pruner.reference == "previous":
-        change = token_change(frames, patch, merge, std=std)
-    else:
-        change = _change_to_kept(frames[::-1] if pruner.keep == "last" else frames, patch, merge, pruner, std)
+    return judged(measured(frames, patch, merge, pruner, std), pruner)
+
+
+def measured(frames: UInt8[np.ndarray, "T h w 3"], patch: int, merge: int, pruner: PrunerConfig, std: tuple[float, float, float]) -> Float[np.ndarray, "T N"]:
+    """How much each merged token changed, beside what `pruner.reference` says, in DiffFP's unit; stored for the later frame of a pair, +inf in the first.
+    float32."""
+    if pruner.reference == "previous" or not len(frames):
+        return token_change(frames, patch, merge, std=std)
     if pruner.keep == "first":
-        return kept_tokens(change, pruner)
-    # Judged by the change until the next frame; the final frame is kept whole. Compared with what was kept, time runs backwards already.
-    change = np.roll(change, -1, axis=0) if pruner.reference == "previous" else change[::-1]
-    return kept_tokens(change, pruner)
+        return _change_to_kept(frames, patch, merge, pruner, std)
+    # Compared with what was kept time runs backwards: the change of a frame is one to a later one.
+    return np.roll(_change_to_kept(frames[::-1], patch, merge, pruner, std)[::-1], 1, axis=0)
+
+
+def judged(change: Float[np.ndarray, "T N"], pruner: PrunerConfig) -> Bool[np.ndarray, "T N"]:
+    """Which merged tokens of a stretch stay, by their change (`measured`): the first frame whole, or with keep="last", where a token is judged by its change
+    until the next frame, the final one."""
+    change = np.asarray(change, np.float32)
+    if pruner.keep == "last":
+        change = np.roll(change, -1, axis=0)
+    whole = np.arange(len(change)) == (len(change) - 1 if pruner.keep == "last" else 0)
+    return kept_tokens(np.where(whole[:, None], np.float32(np.inf), change), pruner)
 
 
 def _change_to_kept(

@@ -23,7 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from revision_jax.config import ExperimentConfig, GroundingConfig, TrainConfig, override
+from revision_jax.config import ExperimentConfig, GroundingConfig, PrunerConfig, TrainConfig, override
 from revision_jax.data.windows import span_seconds
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration
@@ -196,11 +196,12 @@ def _bounded(grounder: Grounder, calibrator: Calibrator | None, queries: Any, wi
 
 
 def searched_alike(config: ExperimentConfig) -> ExperimentConfig:
-    """The config without what only the search reads: two models with the same one run the same programs."""
+    """The config without what only the search and the patch encoder read: two models with the same one run the same programs of the levels."""
     plain = GroundingConfig()
     levels = tuple(replace(level, beam=1, beam_share=0.0, min_duration_s=0.0, zooms=(1,)) for level in config.grounding.levels)
     names = ("merge", "merge_iou", "retrieval", "confidence", "threshold", "prefix_cache_mb")
-    return replace(config, grounding=replace(config.grounding, levels=levels, **{name: getattr(plain, name) for name in names}), train=TrainConfig())
+    grounding = replace(config.grounding, levels=levels, **{name: getattr(plain, name) for name in names})
+    return replace(config, grounding=grounding, pruner=replace(config.pruner, where=PrunerConfig.where), train=TrainConfig())
 
 
 def leave_out(config: ExperimentConfig, without: Sequence[str]) -> ExperimentConfig:

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
-
-from revision_jax.config import ExperimentConfig
-from revision_jax.data.frames import token_change
-from revision_jax.data.pruning import kept
 from revision_jax.errors import UserError
+from revision_jax.evaluation.baselines import Model
 from revision_jax.experiments.bench import Bench, searched
 from revision_jax.experiments.core import Cell, Experiment, Measured
 from revision_jax.experiments.rows import bars, over
-from revision_jax.extraction.video import CHUNK
-from revision_jax.grounding.grounder import Grounder
-from revision_jax.models import revision
-from revision_jax.models.pruner import compact_patches
+from revision_jax.grounding.grounder import EncodedVideo, Grounder
+from revision_jax.grounding.search import Found
 
 # ------------------------------------------------------------------------------------------------------------------------ threshold
 
@@ -56,87 +48,36 @@ PRUNING = Experiment(
 # ---------------------------------------------------------------------------------------------------------------------------- place
 
 
-class PlacedPruning(Grounder):
-    """A grounder whose patch level is encoded whole and pruned then ("after"), or pruned first and encoded as what is left ("before")."""
+@dataclass(frozen=True)
+class Counted(Model):
+    """The model, and what it was asked in this process: "questions", and "patches" that went through the patch level's encoder for them."""
 
-    def __init__(self, model: Grounder, place: str):
-        self.__dict__.update(model.__dict__)
-        self._patches = type(model._patches)()  # encoded otherwise than the model's
-        self.place, self.encoded, self.asked = place, 0, 0
+    counts: Counter[str] = field(default_factory=Counter, compare=False)
 
-    def find(self, video, queries, **options):
-        self.asked += len(queries)
-        return super().find(video, queries, **options)
-
-    def _encoded(self, windows: Sequence[UInt8[np.ndarray, "n h w 3"]]) -> list[np.ndarray]:
-        vision = self.config.encoder(self.config.patch_encoder)
-        if not windows:
-            return []
-        if self.place == "after":
-            patches = (windows[0].shape[1] // vision.patch) * (windows[0].shape[2] // vision.patch)
-            self.encoded += -(-sum(map(len, windows)) // CHUNK) * CHUNK * patches
-            return super()._encoded(windows)
-        change = np.concatenate([token_change(window, vision.patch, vision.merge, None, vision.std) for window in windows])
-        keep = np.concatenate([kept(window, vision.patch, vision.merge, self.config.pruner, vision.std) for window in windows])
-        images, sizes = np.concatenate(windows), budgets(keep.shape[1])
-        tokens = np.zeros((*keep.shape, vision.output), np.float16)
-        own = np.asarray([next(size for size in sizes if count <= size) for count in keep.sum(1)])
-        for size in sizes:
-            frames = np.flatnonzero(own == size)
-            together = max(1, CHUNK * sizes[0] // size)  # calls of about the same work, whose padding costs the same
-            for first in range(0, len(frames), together):
-                part = frames[first : first + together]
-                pad = lambda x, part=part, together=together: np.concatenate([x[part], np.zeros((together - len(part), *x.shape[1:]), x.dtype)])
-                made, cell, valid = encode_kept(self.config, size)(self.programs.state["params"], pad(images), pad(keep), pad(np.minimum(change, 6e4)))
-                made, cell, valid = (np.asarray(x)[: len(part)] for x in (made, cell, valid))
-                rows, blocks = np.nonzero(valid)
-                tokens[part[rows], cell[rows, blocks]] = made[rows, blocks]
-                self.encoded += together * size * vision.merge**2
-        return np.split(tokens, np.cumsum([len(window) for window in windows])[:-1])
-
-    @property
-    def patches(self) -> float:
-        """Patches that went through the encoder, padding among them, a question that was asked in this process; NaN where none was."""
-        return self.encoded / self.asked if self.asked else math.nan
-
-
-def budgets(tokens: int) -> tuple[int, ...]:
-    """Static sizes that a frame's kept tokens are compacted into: an eighth, a quarter, half of them, all."""
-    return tuple(sorted({math.ceil(tokens / part) for part in (8, 4, 2, 1)}))
-
-
-@functools.lru_cache(maxsize=16)
-def encode_kept(config: ExperimentConfig, budget: int):
-    """The compiled encoder of kept tokens alone: (params, images uint8 [B h w 3], keep [B N], change [B N]) to (tokens [B budget E] float16, their places
-    [B budget], valid [B budget]). Frames with more than `budget` kept tokens lose those that changed least."""
-    encoder = config.patch_encoder
-    merge = config.encoder(encoder).merge
-
-    @jax.jit
-    def encode(params: dict, images: Array, keep: Bool[Array, "B N"], change: Float[Array, "B N"]) -> tuple[Array, Array, Array]:
-        patches, rows, columns, _ = revision.patchify(config, images, encoder)
-        packed, rows, columns, valid, cell, _ = compact_patches(patches, rows, columns, keep, change, merge, budget)
-        out = revision.encode_frames(config, params, packed, rows, columns, valid, (merge, budget * merge), encoder)
-        return out["tokens"].astype(jnp.float16), cell, valid[:, :: merge**2]
-
-    return encode
+    def search(self, grounder: Grounder, video: EncodedVideo, queries: Sequence[str], top_k: int) -> list[Found]:
+        placed = self.bounded(grounder)
+        before = placed.encoded_patches
+        found = super().search(grounder, video, queries, top_k)
+        self.counts.update(questions=len(queries), patches=placed.encoded_patches - before)
+        return found
 
 
 def pruner_place(bench: Bench) -> list[Cell]:
     """Raises UserError for a model without a patch level."""
     _check(bench)
-    return [_placed(bench, "after the encoder", "after"), _placed(bench, "before the encoder", "before")]
+    return [_placed(bench, "after the encoder", "after_encoder"), _placed(bench, "before the encoder", "before_encoder")]
 
 
-def _placed(bench: Bench, row: str, place: str) -> Cell:
-    films = bench.films
+def _placed(bench: Bench, row: str, where: str) -> Cell:
+    asked, overrides = bench.films, (f"pruner.where={where}",)
 
     def measure(bench: Bench) -> Measured:
-        grounder = PlacedPruning(bench.grounder, place)
-        outcomes = bench.ask(bench.model(), films, grounder, given=[f"pruned {place} the encoder"])
-        return Measured(outcomes, {"encoder patches": grounder.patches})
+        model = bench.model((), overrides)
+        counted = Counted(model.decision, model.without, model.overrides)
+        outcomes, counts = bench.ask(counted, asked), counted.counts
+        return Measured(outcomes, {"encoder patches": counts["patches"] / counts["questions"] if counts else math.nan})
 
-    return Cell(row, {"films": films.settings(), "place": place}, measure)
+    return replace(searched(row, asked, (), overrides), measure=measure)
 
 
 PRUNER_PLACE = Experiment(

@@ -55,14 +55,11 @@ def image_program(config: ExperimentConfig, encoder: str) -> StoredProgram:
     return StoredProgram(encode, f"encode/{encoder}", json.dumps(dataclasses.asdict(config.encoder(encoder)), sort_keys=True))
 
 
-def image_shapes(config: ExperimentConfig, params: dict) -> list[tuple[str, tuple]]:
-    """Every image program that a model can need: (encoder, the program's arguments with shapes in place of images), one for each encoder and grid."""
-    shapes = []
-    for encoder in dict.fromkeys(("vision", config.patch_encoder)):
-        vision = config.encoder(encoder)
-        sizes = [(CHUNK, rows * vision.patch, columns * vision.patch, 3) for rows, columns in vision.grids]
-        shapes += [(encoder, (encoder_params(params, encoder), jax.ShapeDtypeStruct(size, jnp.uint8))) for size in sizes]
-    return shapes
+def image_shapes(config: ExperimentConfig, params: dict, encoder: str = "vision") -> list[tuple]:
+    """The arguments of an encoder's image program with shapes in place of images, one for each grid. All encoders' programs: `patches.encoder_programs`."""
+    vision, own = config.encoder(encoder), encoder_params(params, encoder)
+    sizes = [(CHUNK, rows * vision.patch, columns * vision.patch, 3) for rows, columns in vision.grids]
+    return [(own, jax.ShapeDtypeStruct(size, jnp.uint8)) for size in sizes]
 
 
 def encode_chunk(

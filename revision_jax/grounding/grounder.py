@@ -26,12 +26,12 @@ from revision_jax.convert.load import load_state
 from revision_jax.convert.source import open_source
 from revision_jax.data import video as files
 from revision_jax.data.features import FeatureStore, matches
-from revision_jax.data.frames import token_change
 from revision_jax.data.text_features import TextFeatureStore
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
 from revision_jax.extraction import cache
 from revision_jax.extraction import video as extraction
+from revision_jax.extraction.patches import TOGETHER, Seen, encode_windows, encoder_programs
 from revision_jax.extraction.text import text_identity
 from revision_jax.grounding import answer as answers
 from revision_jax.grounding.answer import Answer
@@ -88,6 +88,7 @@ class Grounder:
         self.searcher = Searcher(config, self.programs, calibrator)
         self.cache_limit = cache.LIMIT  # bytes of features that are kept
         self.decoders: int | None = None  # processes that decode a long video; None: by the cores
+        self.encoded_patches = 0  # that went through the patch level's encoder so far, padding among them
         self._encoder = ""
         self._patches: OrderedDict[tuple, dict[str, np.ndarray] | None] = OrderedDict()
 
@@ -168,7 +169,7 @@ class Grounder:
         progress(programs done, programs in all).
         """
         programs, state = self.programs, self.programs.state
-        wanted = [(extraction.image_program(self.config, encoder), shapes) for encoder, shapes in extraction.image_shapes(self.config, state["params"])]
+        wanted = encoder_programs(self.config, state["params"])
         for shape in program_shapes(programs.functions, state):
             wanted.append((programs.stored(shape.kind, shape.level), (level_state(state, shape.level), *shape.arrays)))
         for done, (program, shapes) in enumerate(wanted):
@@ -255,16 +256,16 @@ class Grounder:
 
     def _patch_features(self, video: EncodedVideo, windows: Sequence[Window], level: LevelConfig) -> list[dict[str, np.ndarray] | None]:
         """Patch features of a few seconds each, read from the video itself; None where there is nothing to read. As many windows as fit are encoded at once."""
-        keys = [(video.source.key, level.name, window) for window in windows]
+        keys = [(video.source.key, level, self.config.pruner, window) for window in windows]
         found = {key: self._patches[key] for key in keys if key in self._patches}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
-        together = max(1, extraction.CHUNK // level.tokens)
+        together = max(1, TOGETHER // level.tokens)
         for i in range(0, len(missing), together):
             part = missing[i : i + together]
-            images = [self._pictures(video, window, level) for *_, window in part]
-            tokens = iter(self._encoded([x for x in images if len(x)]))
-            for key, pictures in zip(part, images, strict=True):
-                found[key] = self._patch_arrays(pictures, next(tokens), level) if len(pictures) else None
+            pictures = [self._pictures(video, window, level) for *_, window in part]
+            seen, patches = encode_windows(self.config, self.programs.state["params"], pictures)
+            self.encoded_patches += patches
+            found |= {key: _filled(one, level.tokens) if len(one.tokens) else None for key, one in zip(part, seen, strict=True)}
         for key in keys:
             self._patches[key] = found[key]
             self._patches.move_to_end(key)
@@ -280,22 +281,6 @@ class Grounder:
             return np.concatenate([chunk.frames for chunk in reader])[: level.tokens]
         except (UserError, ValueError):
             return np.zeros((0, *size, 3), np.uint8)
-
-    def _encoded(self, windows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Merged tokens [n N E] of each patch window's pictures [n h w 3], CHUNK pictures at a time."""
-        if not windows:
-            return []
-        config, params, chunk = self.config, self.programs.state["params"], extraction.CHUNK
-        images = np.concatenate(windows)
-        parts = [images[i : i + chunk] for i in range(0, len(images), chunk)]
-        tokens = np.concatenate([extraction.encode_chunk(config, params, part, config.patch_encoder)["tokens"] for part in parts])
-        return np.split(tokens, np.cumsum([len(pictures) for pictures in windows])[:-1])
-
-    def _patch_arrays(self, pictures: np.ndarray, tokens: np.ndarray, level: LevelConfig) -> dict[str, np.ndarray]:
-        vision, fill = self.config.encoder(self.config.patch_encoder), level.tokens - len(pictures)
-        change = np.minimum(token_change(pictures, vision.patch, vision.merge, None, vision.std), 60000.0).astype(np.float16)
-        pad = lambda x: np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)])
-        return {"tokens": pad(tokens), "change": pad(change), "valid": np.arange(level.tokens) < len(pictures)}
 
 
 def _asking(path: str | Path) -> AskingGrounder:
@@ -324,6 +309,13 @@ def _open(path: Path, content: str, encoder: str, rate: float) -> FeatureStore |
     except UserError:
         return None
     return store if matches(store.header, content, encoder, rate) else None
+
+
+def _filled(seen: Seen, slots: int) -> dict[str, np.ndarray]:
+    """A window as the patch level's programs read it, with nothing in the slots behind its last frame."""
+    count = len(seen.tokens)
+    pad = lambda x: np.concatenate([x, np.zeros((slots - count, *x.shape[1:]), x.dtype)])
+    return {"tokens": pad(seen.tokens), "change": pad(seen.change), "valid": np.arange(slots) < count}
 
 
 def _stretch(video: EncodedVideo, start_s: float | None, end_s: float | None) -> tuple[float, float]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from revision_jax.config import ExperimentConfig
 from revision_jax.data.tokenizer import Tokenizer
 from revision_jax.errors import UserError
-from revision_jax.extraction import video as extraction
+from revision_jax.extraction.patches import encoder_programs
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.models.quantize import quantize_state
@@ -139,7 +139,7 @@ def gigabytes(count: int) -> str:
 
 @functools.lru_cache(maxsize=256)
 def measured(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None, level: str, batch: int) -> int:
-    """Bytes beside the weights that the largest program of a level with calls of `batch` rows needs; of "" those that belong to no level, the image encoder's
+    """Bytes beside the weights that the largest program of a level with calls of `batch` rows needs; of "" those that belong to no level, the image encoders'
     among them. Compiled once and remembered on the disk (`stored_programs`)."""
     levels = tuple(dataclasses.replace(one, batch=batch) if one.name == level else one for one in config.grounding.levels)
     config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
@@ -156,8 +156,7 @@ def _compiled_bytes(functions: LevelFunctions, weights: str | None, level: str) 
             bound = functools.partial(function, config.grounding.level(level)) if level else function
             found.append(needs(StoredProgram(bound, f"{shape.kind}/{level}", functions.identity), level_state(state, level), shape.arrays))
     if not level:
-        for encoder, (params, images) in extraction.image_shapes(config, state["params"]):
-            found.append(needs(extraction.image_program(config, encoder), params, (images,)))
+        found += [needs(program, params, tuple(arrays)) for program, (params, *arrays) in encoder_programs(config, state["params"])]
     return max(found)
 
 

@@ -31,7 +31,7 @@ class ProgramShape:
 def program_shapes(functions: LevelFunctions, state: dict) -> Iterator[ProgramShape]:
     """The programs of `Grounder.ground`, each in the order in which a search comes to it. Levels that are no part of a search need none.
 
-    state: arrays or `jax.ShapeDtypeStruct` (`revision.abstract_state`). The image encoder's programs are `extraction.encoder_shapes`.
+    state: arrays or `jax.ShapeDtypeStruct` (`revision.abstract_state`). The image encoders' programs are `extraction.patches.encoder_programs`.
     """
     grounding = functions.config.grounding
     ids = _ints(1, grounding.query_len)

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from revision_jax.config import ConfigError, ExperimentConfig, GroundingConfig, LevelConfig, PrunerConfig
-from revision_jax.data.processing import kept_tokens
+from revision_jax.config import ConfigError, ExperimentConfig, GroundingConfig, LevelConfig
+from revision_jax.data.pruning import judged
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import levels as places
 from revision_jax.grounding import merging
@@ -353,7 +352,7 @@ class Searcher:
                 trace.windows.append(Ranked(window, present))
                 trace.dropped_tokens += int(dropped[row])
                 trace.prompts += 1
-                trace.tokens += min(patch_tokens(arrays["change"], arrays["valid"], self.config.pruner), level.budget)
+                trace.tokens += min(int(judged(arrays["change"][arrays["valid"]], self.config.pruner).sum()), level.budget)
                 spans = self._spans(level, decoded, row, valid, trace)
                 if present > 0.5 and spans:
                     s, e, _ = spans[0]
@@ -452,15 +451,6 @@ def rank_score(present: float, named: float, similarity: float, retrieval: float
     """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity,
     whose share is `retrieval`."""
     return (1.0 - retrieval) * float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + retrieval * similarity
-
-
-def patch_tokens(change: Float[np.ndarray, "T N"], valid: Bool[np.ndarray, "T"], pruner: PrunerConfig) -> int:
-    """How many tokens the pruner keeps of some frames, before any budget: `pruner.keep_mask` counted."""
-    change = np.asarray(change, np.float32)[valid]
-    if pruner.keep == "last":
-        change = np.roll(change, -1, axis=0)
-    whole = np.arange(len(change)) == (len(change) - 1 if pruner.keep == "last" else 0)
-    return int(kept_tokens(np.where(whole[:, None], np.inf, change), pruner).sum())
 
 
 def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:

@@ -141,26 +141,6 @@ def prune(
     return compact(tokens, keep_mask(change, config, frame_mask), score(change, config, frame_mask), budget)
 
 
-def compact_patches(
-    patches: Num[Array, "T P C"], rows: Int[Array, "T P"], cols: Int[Array, "T P"],
-    keep: Bool[Array, "T N"], change: Float[Array, "T N"], merge: int, budget: int,
-) -> tuple[Num[Array, "T L C"], Int[Array, "T L"], Int[Array, "T L"], Bool[Array, "T L"], Int[Array, "T M"], Int[Array, " T"]]:
-    """Before the encoder: each frame's kept blocks of patches in `budget` blocks, L = budget m^2 patches, ready for the vision transformer.
-
-    Returns (patches, rows, cols, valid, cell, dropped): the patches keep their true rows and columns, `cell` is the place of each block in its frame's
-    grid, `dropped` counts blocks per frame that found no room (the least changed).
-    """
-    square, width = merge * merge, patches.shape[-1]
-
-    def one(patch, row, col, kept, rank):
-        blocks = compact(patch.reshape(1, -1, square * width), kept[None], rank[None], budget)
-        at = blocks.cell
-        row, col = (jnp.where(blocks.valid[:, None], x.reshape(-1, square)[at], 0).reshape(-1) for x in (row, col))
-        return blocks.tokens.reshape(-1, width), row, col, jnp.repeat(blocks.valid, square), at, blocks.dropped
-
-    return jax.vmap(one)(patches, rows, cols, keep, change)
-
-
 def choose_budget(count: int, budgets: tuple[int, ...]) -> int:
     """The smallest of the (ascending) static sizes that holds `count` tokens, or the largest there is. Raises ConfigError for an empty list."""
     if not budgets:

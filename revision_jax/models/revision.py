@@ -276,14 +276,17 @@ def patch_visual(
     config: ExperimentConfig,
     state: dict,
     name: str,
-    tokens: Float[Array, "B T N E"],
+    tokens: Float[Array, "B T N D"],
     change: Float[Array, "B T N"],
     valid: Bool[Array, "B T"],
     number_ids: Int[Array, "M"],
     vectors: Float[Array, "B F E"] | None = None,
     motion: Float[Array, "B 2"] | None = None,
 ) -> tuple[Visual, Int[Array, "B"]]:
-    """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped."""
+    """The kept patches of a few seconds, compacted into the level's budget. Returns also how many tokens the budget dropped.
+
+    tokens: of every place of a frame, of such as were not encoded those that they are alike to (`extraction/patches.py`).
+    """
     level_config, params = config.grounding.level(name), state["params"]
     tokens = jnp.where(valid[..., None, None], tokens.astype(jnp.float32), 0.0)
     kept = jax.vmap(lambda t, c, v: prune(t, c, config.pruner, level_config.budget, v))(tokens, change, valid)

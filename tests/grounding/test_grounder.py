@@ -23,8 +23,8 @@ from revision_jax.paths import flatten
 SECONDS = 75
 
 
-def write_video(path, seconds=SECONDS, fps=4):
-    """A moving square over noise: a small real file."""
+def write_video(path, seconds=SECONDS, fps=4, restless=False):
+    """A moving square over noise, which stays as it is or is another in every frame: a small real file."""
     rng = np.random.default_rng(0)
     ground = rng.integers(0, 80, (32, 32, 3), dtype=np.uint8)
     with av.open(str(path), "w") as sink:
@@ -32,7 +32,7 @@ def write_video(path, seconds=SECONDS, fps=4):
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         for k in range(round(seconds * fps)):
-            picture = ground.copy()
+            picture = rng.integers(0, 80, ground.shape, dtype=np.uint8) if restless else ground.copy()
             at = k % 24
             picture[at : at + 8, 8:16] = (220, 40, 40) if k // 40 % 2 else (40, 200, 40)
             sink.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

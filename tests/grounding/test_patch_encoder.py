@@ -1,4 +1,4 @@
-"""A model whose patch level looks with an encoder of its own (`ExperimentConfig.patch_vision`)."""
+"""What the patch level looks with: an encoder of its own (`ExperimentConfig.patch_vision`), before or after the pruner (`PrunerConfig.where`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from revision_jax import checkpoint, paths
-from revision_jax.config import ConfigError, ExperimentConfig, VisionConfig
+from revision_jax.config import ConfigError, ExperimentConfig, PrunerConfig, VisionConfig
 from revision_jax.data import video as files
+from revision_jax.evaluation.baselines import Model
 from revision_jax.extraction import video as extraction
 from revision_jax.grounding.grounder import Grounder
 from revision_jax.grounding.levels import Window
@@ -72,3 +73,23 @@ def test_the_patch_level_sees_its_own_encoders_tokens(model, tokenizer, tmp_path
     expected = revision.encode_images(config, state["params"], jnp.asarray(images), encoder="patch_vision")["tokens"]
     np.testing.assert_allclose(arrays["tokens"].astype(np.float32), expected, atol=5e-3)
     assert extraction.encoder_identity(config, state["params"]) != extraction.encoder_identity(config, state["params"], "patch_vision")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["shared", "its own"])
+def test_where_everything_changes_the_pruner_s_place_does_not_matter(encoder, tokenizer, tmp_path):
+    """Threshold 0 and a film that is never still: nothing is dropped, and the answers are the same."""
+    whole = small_config() if encoder == "shared" else two_encoders()
+    grounding = dataclasses.replace(whole.grounding, levels=whole.grounding.levels[2:])  # dense and patch
+    config = dataclasses.replace(whole, grounding=grounding, pruner=PrunerConfig(threshold=0.0, budgets=(16,)))
+    after = Grounder(config, noisy_state(whole), tokenizer, cache_dir=tmp_path)
+    before = Model(overrides=("pruner.where=before_encoder",)).bounded(after)
+    assert before.config.pruner.where == "before_encoder" and before.programs is after.programs
+    video = after.encode(write_video(tmp_path / "film.mp4", seconds=40, restless=True))
+    expected, found = (one.ground(video, ["a red ring", "a blue square"]) for one in (after, before))
+    assert before.encoded_patches > 0 and after.encoded_patches > 0
+    for one, other in zip(expected, found, strict=True):
+        assert [(m.start_s, m.end_s) for m in one.moments] == [(m.start_s, m.end_s) for m in other.moments]
+        np.testing.assert_allclose([m.confidence for m in one.moments], [m.confidence for m in other.moments], atol=1e-3)
+    seen = {key[2].where: arrays for key, arrays in after._patches.items() if arrays is not None}
+    assert set(seen) == {"after_encoder", "before_encoder"} and all((arrays["change"][arrays["valid"]] > 0).all() for arrays in seen.values())

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from revision_jax.config import LevelConfig
-from revision_jax.extraction import video as extraction
+from revision_jax.config import LevelConfig, PrunerConfig
+from revision_jax.extraction.patches import LINES, encoder_programs
+from revision_jax.extraction.video import CHUNK
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes, token_counts
 from revision_jax.grounding.search import Searcher
@@ -70,8 +71,8 @@ def test_a_program_for_each_number_of_tokens_that_a_frame_can_have(config, token
         ("frame prefix", "dense"), ("frame answer", "dense"), ("frame prefix", "dense"), ("frame answer", "dense"),
         ("patch answer", "patch"), ("patch answer", "patch"),
     ]  # fmt: skip
-    sizes = [shapes[1].shape for _, shapes in extraction.image_shapes(wide, abstract_state(wide)["params"])]
-    assert sizes == [(extraction.CHUNK, 32, 32, 3), (extraction.CHUNK, 16, 64, 3), (extraction.CHUNK, 64, 32, 3)]
+    sizes = [images.shape for _, (_, images) in encoder_programs(wide, abstract_state(wide)["params"])]
+    assert sizes == [(CHUNK, 32, 32, 3), (CHUNK, 16, 64, 3), (CHUNK, 64, 32, 3)]
     # Without late similarity no level but the patches reads tokens: one program whatever the grid.
     pooled = dataclasses.replace(wide, decoder=dataclasses.replace(wide.decoder, signal=dataclasses.replace(wide.decoder.signal, similarity="pooled")))
     found = listed(pooled, tokenizer, "dense", "patch")
@@ -81,9 +82,22 @@ def test_a_program_for_each_number_of_tokens_that_a_frame_can_have(config, token
 def test_the_patch_levels_own_encoder_has_a_program_and_its_tokens_a_shape(tokenizer):
     config = two_encoders()
     state = abstract_state(config)
-    assert [encoder for encoder, _ in extraction.image_shapes(config, state["params"])] == ["vision", "patch_vision"]
+    assert [program.name for program, _ in encoder_programs(config, state["params"])] == ["encode/vision", "encode/patch_vision"]
     (patch,) = (shape for shape in program_shapes(LevelFunctions(config, tokenizer), state) if shape.kind == "patch answer")
     assert patch.arrays[0].shape == (4, 8, 16, 24)
+
+
+def test_what_is_pruned_first_has_a_program_for_each_length_of_a_line(config):
+    first = PrunerConfig(where="before_encoder")
+    grids = ((4, 4), (2, 8), (8, 4))  # 16, 16 and 32 patches
+    one = dataclasses.replace(config, pruner=first, vision=dataclasses.replace(config.vision, grids=grids))
+    two = dataclasses.replace(two_encoders(), pruner=first)
+    found = {name: encoder_programs(model, abstract_state(model)["params"]) for name, model in (("one", one), ("two", two))}
+    assert [program.name for program, _ in found["one"]] == ["encode/vision"] * 3 + ["lines/vision"] * 2
+    assert [arrays[1].shape for _, arrays in found["one"][3:]] == [(LINES, 16, 192), (LINES, 32, 192)]
+    assert [program.name for program, _ in found["two"]] == ["encode/vision", "lines/patch_vision"]  # its own encoder sees no whole frame
+    without = dataclasses.replace(one, grounding=dataclasses.replace(one.grounding, levels=one.grounding.levels[:3]))
+    assert [program.name for program, _ in encoder_programs(without, abstract_state(without)["params"])] == ["encode/vision"] * 3
 
 
 def test_a_baseline_is_no_part_of_the_search(config, tokenizer):

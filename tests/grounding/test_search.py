@@ -10,7 +10,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import PrunerConfig
 from revision_jax.data.windows import slot_frames
 from revision_jax.errors import UserError
 from revision_jax.grounding import confidence as sure
@@ -18,9 +17,8 @@ from revision_jax.grounding import levels as places
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.prefix_cache import PrefixCache
 from revision_jax.grounding.programs import Programs
-from revision_jax.grounding.search import Searcher, distance_along, patch_tokens
+from revision_jax.grounding.search import Searcher, distance_along
 from revision_jax.grounding.source import ArraySource, gather
-from revision_jax.models.pruner import keep_mask
 from tests.grounding.conftest import TOKENS, WIDTH, noisy_state, random_film
 
 QUERIES = ["a red ring", "a blue square"]
@@ -71,14 +69,6 @@ def test_the_whole_way_down(searcher):
             assert {"name", "count", "calls", "seconds", "dropped_tokens", "windows"} <= set(data)
             assert all(0 <= w["score"] <= 1 and w["start_s"] < w["end_s"] for w in data["windows"])
         assert sum(w["kept"] for w in sparse.to_json()["windows"]) == 4
-
-
-@pytest.mark.parametrize("keep", ["first", "last"])
-@pytest.mark.parametrize("frames", [0, 1, 5, 8])
-def test_patch_tokens_are_counted_as_the_pruner_keeps_them(keep, frames):
-    pruner = PrunerConfig(threshold=1.0, keep=keep, min_tokens=1)
-    change, valid = np.random.default_rng(frames).uniform(0, 2, size=(8, TOKENS)).astype(np.float16), np.arange(8) < frames
-    assert patch_tokens(change, valid, pruner) == int(keep_mask(change, pruner, valid).sum())
 
 
 def test_questions_are_independent_and_share_prefixes(searcher, config, programs):

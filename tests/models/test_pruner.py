@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revision_jax.config import ConfigError, PrunerConfig
-from revision_jax.models.pruner import choose_budget, compact, compact_patches, keep_mask, kept_change, pixel_change, prune, score
+from revision_jax.models.pruner import choose_budget, compact, keep_mask, kept_change, pixel_change, prune, score
 
 CONFIG = PrunerConfig()
 COMPACT = jax.jit(compact, static_argnums=3)
@@ -156,22 +156,6 @@ def test_first_frame_outlives_a_tight_budget_even_with_a_stored_change():
     out = prune(_tokens(), change, CONFIG, 6)
     assert out.frame.tolist() == [0] * 6 and int(out.dropped) == 18
     assert (score(change, CONFIG)[0] == jnp.inf).all()
-
-
-def test_patches_before_the_encoder_keep_their_places():
-    rng = np.random.default_rng(0)
-    patches = jnp.asarray(rng.integers(1, 255, (2, 16, 3)), jnp.float32)
-    rows, cols = (jnp.asarray(rng.integers(0, 9, (2, 16)), jnp.int32) for _ in range(2))
-    keep = jnp.asarray([[True, True, True, True], [False, True, False, True]])
-    change = jnp.asarray([[3.0, 1.0, 2.0, 4.0], [0.0, 1.0, 0.0, 1.0]])
-    packed, row, col, valid, cell, dropped = compact_patches(patches, rows, cols, keep, change, 2, 3)
-    assert packed.shape == (2, 12, 3) and dropped.tolist() == [1, 0]
-    assert cell.tolist() == [[0, 2, 3], [1, 3, 0]] and valid.sum(axis=1).tolist() == [12, 8]
-    for frame, blocks in ((0, [0, 2, 3]), (1, [1, 3])):
-        at = np.concatenate([np.arange(4) + 4 * block for block in blocks])
-        np.testing.assert_array_equal(packed[frame, : len(at)], patches[frame, at])
-        np.testing.assert_array_equal(row[frame, : len(at)], rows[frame, at])
-        np.testing.assert_array_equal(col[frame, : len(at)], cols[frame, at])
 
 
 @given(count=st.integers(0, 2000))
