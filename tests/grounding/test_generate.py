@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import ConfigError
+from revision_jax.config import ConfigError, SignalConfig
 from revision_jax.data.prompts import encode_answer
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import generate
 from revision_jax.grounding.level_functions import LevelFunctions, WindowTokens
 from revision_jax.grounding.programs import Programs
-from revision_jax.grounding.prompt import parse_ids
+from revision_jax.grounding.prompt import parse_ids, span_grammar
 from revision_jax.models import revision, signal
 from tests.grounding.conftest import WIDTH, noisy_state
+from tests.grounding.test_prompt import RELEASED, digit_tokenizer
 
 ROWS, COUNTS = 4, (12, 7, 1, 12)
 
@@ -96,6 +97,41 @@ def test_beams_are_the_best_spans_by_teacher_forcing(programs, level, forced, to
             assert not decoded.entropy[row, j, known:].any()
             assert decoded.length[row, j] == 6 and decoded.known[row, j] == known
         assert decoded.present[row] == pytest.approx(raw[0, 0, tokenizer.id("from")] - raw[0, 0, tokenizer.id("not")], abs=2e-3)
+
+
+def test_digits_are_read_one_by_one_and_score_as_by_teacher_forcing(config, state):
+    """Calls of one digit, and of a digit with the "to" behind it, in one answer; rows that may name fewer numbers go other ways than full ones."""
+    plain = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, signal=SignalConfig(), time="none"))
+    count, spans, grammar = jnp.asarray([112, 112, 23, 0]), 3, span_grammar(digit_tokenizer(), RELEASED, 112)
+    assert grammar.width > 1 and (grammar.reads == 1).any() and grammar.opening.tolist() and grammar.rounds > 2
+    rng, batch = np.random.default_rng(5), len(count)
+    tokens, valid = jnp.asarray(rng.normal(size=(batch, 6, plain.decoder.width)), jnp.float32), jnp.arange(6) < jnp.asarray([[6], [4], [6], [6]])
+    visual, before = revision.Visual(tokens, valid), np.asarray([1], np.int32)
+    after, mask = jnp.asarray(rng.integers(4, 20, (batch, 5)), jnp.int32), jnp.arange(5) < jnp.asarray([[5], [3], [5], [5]])
+
+    @jax.jit
+    def answered(state):
+        asked = generate.ask(
+            plain, state, "dense", generate.prefix(plain, state, "dense", before, visual), visual, after, mask, grammar.slots, grammar.token[grammar.opening]
+        )
+        return generate.beam(plain, state, "dense", asked, grammar, count, spans)[0]
+
+    decoded = jax.tree.map(np.asarray, answered(state))
+    assert (decoded.length[:3] > 0).all() and not decoded.length[3].any(), "no numbers, no answer"
+    forced = jax.jit(lambda state, ids: revision.answer_logits(plain, state, "dense", visual, jnp.asarray(before), after, mask, ids))
+    for j in range(spans):
+        logits = np.asarray(forced(state, jnp.asarray(decoded.tokens[:, j])), np.float64)
+        for row in range(3):
+            ids, known, score, at = decoded.tokens[row, j, : decoded.length[row, j]], decoded.known[row, j], 0.0, 0
+            for step, token in enumerate(ids):
+                allowed = (grammar.next[at] >= 0) & (grammar.least[at] < int(count[row])) & ~(grammar.absent & (step == grammar.branch))
+                column = np.flatnonzero(allowed & (grammar.token == token))[-1]
+                score += log_softmax(logits[row, step, grammar.token[allowed]])[np.flatnonzero(allowed).tolist().index(column)]
+                at = grammar.next[at, column]
+            assert at == grammar.end and decoded.score[row, j] == pytest.approx(score, abs=2e-3)
+            chosen = np.take_along_axis(log_softmax(logits[row]), decoded.tokens[row, j, :, None], -1)[:known, 0]
+            assert decoded.log_probability[row, j] == pytest.approx(chosen.sum(), abs=5e-3)
+            assert decoded.entropy[row, j, :known] == pytest.approx(sure.token_entropy(logits[row])[:known], abs=2e-3)
 
 
 @given(seed=st.integers(0, 10**6))
