@@ -47,6 +47,11 @@ class Decision:
     threshold: float = 0.5
     further: float | None = None
 
+    @staticmethod
+    def of(grounder: Grounder) -> Decision:
+        """A checkpoint's own: its confidences are probabilities already."""
+        return Decision(threshold=grounder.threshold, further=grounder.further)
+
 
 @runtime_checkable
 class Method(Protocol):
@@ -224,7 +229,7 @@ def make(name: str | None, grounder: Grounder, stored: dict[str, Any] | None = N
     "baselines" hold what was fitted. Raises UserError for an unknown name.
     """
     if name is None:
-        return Model(Decision(threshold=grounder.threshold, further=grounder.further), tuple(sorted(set(without))))
+        return Model(Decision.of(grounder), tuple(sorted(set(without))))
     if name not in BASELINES:
         raise UserError(f"--baseline: {name!r} is not one of {', '.join(BASELINES)}")
     fitted = dict((stored or {}).get("baselines", {}).get(name, {}))

@@ -42,20 +42,16 @@ def decide(outcomes: Sequence[Outcome]) -> Decision:
 
 
 def further(outcomes: Sequence[Outcome], threshold: float) -> float:
-    """The threshold in [0, 1] for moments beside the first with the highest EtF1 over the present questions; the middle of the widest interval among the
-    best, as `rejection.fit_threshold` takes it."""
+    """The threshold in [0, 1] for moments beside the first with the highest EtF1 over the present questions."""
     present = [outcome for outcome in outcomes if outcome.present]
     others = [moment[2] for outcome in present for moment in outcome.moments if moment[2] < outcome.confidence]
-    edges = np.unique(np.concatenate([[0.0], np.clip(np.asarray(others, np.float64), 0.0, 1.0), [1.0]]))
 
-    def ef1(least: float) -> float:
+    def etf1(least: float) -> float:
         accepted = [[m[:2] for m in with_threshold(outcome, threshold, least).moments if m[3]] for outcome in present]
         pairs = [(moments.as_spans(spans), moments.as_spans(outcome.truth)) for spans, outcome in zip(accepted, present, strict=True)]
         return float(np.mean([len(spans) == len(truth) for spans, truth in pairs]) * np.mean([moments.temporal_f1(*pair) for pair in pairs]))
 
-    values = [ef1(high) for high in edges[1:]]
-    widest = max((i for i, value in enumerate(values) if value >= max(values) - 1e-9), key=lambda i: edges[i + 1] - edges[i])
-    return float((edges[widest] + edges[widest + 1]) / 2)
+    return rejection.best_threshold(np.asarray(others, np.float64), etf1)[0]
 
 
 def false_alarms(outcomes: Sequence[Outcome]) -> dict[str, Any]:

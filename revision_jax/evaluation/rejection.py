@@ -5,6 +5,8 @@ A question's score is the confidence of its best candidate (0 without one). It i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -63,16 +65,24 @@ def false_alarm_threshold(score: Float[np.ndarray, "n"], hours: float, limit: fl
 def fit_threshold(score: Float[np.ndarray, "n"], present: Bool[np.ndarray, "n"]) -> tuple[float, float]:
     """The threshold in [0, 1] with the highest RejF1 on these questions, and that RejF1. Accepted means score >= threshold.
 
-    Between two neighbouring scores nothing changes: the middle of the widest interval among the best is taken, which is where an unseen
-    score is least likely to fall on the wrong side. Raises ValueError unless there are present and absent questions.
+    Raises ValueError unless there are present and absent questions.
     """
     score, present = np.asarray(score, dtype=np.float64), np.asarray(present, dtype=bool)
     if not present.any() or present.all():
         raise ValueError(f"a threshold needs present and absent questions, got {int(present.sum())} present of {len(present)}")
+    return best_threshold(score, lambda least: rejection_f1(float((score[~present] < least).mean()), float((score[present] >= least).mean())))
+
+
+def best_threshold(score: Float[np.ndarray, "n"], value: Callable[[float], float]) -> tuple[float, float]:
+    """The threshold in [0, 1] on these scores with the highest `value`, and that value.
+
+    Between two neighbouring scores nothing changes: the middle of the widest interval among the best is taken, which is where an unseen
+    score is least likely to fall on the wrong side.
+    """
     edges = np.unique(np.concatenate([[0.0], np.clip(score, 0.0, 1.0), [1.0]]))
     # A threshold t in (edges[i], edges[i + 1]] accepts exactly the scores of at least edges[i + 1].
-    values = [rejection_f1(float((score[~present] < high).mean()), float((score[present] >= high).mean())) for high in edges[1:]]
+    values = [value(high) for high in edges[1:]]
     best = max(values)
-    ties = [i for i, value in enumerate(values) if value >= best - 1e-9]
+    ties = [i for i, found in enumerate(values) if found >= best - 1e-9]
     widest = max(ties, key=lambda i: edges[i + 1] - edges[i])
     return float((edges[widest] + edges[widest + 1]) / 2), float(best)

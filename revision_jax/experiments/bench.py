@@ -113,8 +113,7 @@ class Bench:
 
     def model(self, without: Sequence[str] = (), overrides: Sequence[str] = (), grounder: Grounder | None = None) -> Model:
         """The search with levels left out and settings changed; the threshold is the checkpoint's own."""
-        asked = grounder or self.grounder
-        return Model(Decision(threshold=asked.threshold, further=asked.further), tuple(sorted(set(without))), tuple(overrides))
+        return Model(Decision.of(grounder or self.grounder), tuple(sorted(set(without))), tuple(overrides))
 
     def baseline(self, name: str) -> Method:
         """As `launch.evaluate --baseline` has it."""
