@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from launch.cli import counting_bar
+
 QUERIES = (
     "a small red ring",
     "a large blue star moves to the left",
@@ -58,15 +60,22 @@ def timed(command: list[str]) -> Run:
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 2**20, printed)
 
 
-def by_turns(makers: Mapping[str, Callable[[], Callable[[], object]]], repeats: int = 5) -> dict[str, float]:
-    """Median wall seconds of runs that take turns, A B A B, `repeats` times; the first time, which compiles, does not count. A maker makes a run ready, which
-    is not timed."""
+def by_turns(makers: Mapping[str, Callable[[], Callable[[], object]]], repeats: int = 5, warm: bool = False) -> dict[str, float]:
+    """Median wall seconds of runs that take turns, A B A B, `repeats` times; the first time, which compiles, does not count, unless all is `warm` already. A
+    maker makes a run ready, which is not timed. On a terminal a bar counts the runs."""
     taken: dict[str, list[float]] = {name: [] for name in makers}
-    for turn in range(repeats + 1):
-        for name, make in makers.items():
-            run = make()
-            began = time.perf_counter()
-            run()
-            if turn:
-                taken[name].append(time.perf_counter() - began)
+    turns = range(0 if warm else -1, repeats)
+    with counting_bar("runs, left") as bar:
+        task = bar.add_task("", total=len(turns) * len(makers)) if bar is not None else None
+        for turn in turns:
+            for name, make in makers.items():
+                if bar is not None:
+                    bar.update(task, description=name)
+                run = make()
+                began = time.perf_counter()
+                run()
+                if turn >= 0:
+                    taken[name].append(time.perf_counter() - began)
+                if bar is not None:
+                    bar.advance(task)
     return {name: statistics.median(values) for name, values in taken.items()}

@@ -22,7 +22,7 @@ def small(monkeypatch):
     for name, value in {"SIZES": {"small": (SMALL, 1)}, "FILM_S": 400.0, "MANY": 2, "LIMIT": 20}.items():
         monkeypatch.setattr(bench, name, value)
     by_turns = bench.by_turns
-    monkeypatch.setattr(bench, "by_turns", lambda makers, repeats=1: by_turns(makers, 1))
+    monkeypatch.setattr(bench, "by_turns", lambda makers, repeats=1, warm=False: by_turns(makers, 1, warm))
 
 
 def test_the_released_calls_by_hand():
