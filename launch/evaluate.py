@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from launch.cli import Parser, run, share
+from launch.cli import Parser, counting_bar, run, share
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "tiny"
 
@@ -236,15 +236,11 @@ def _console():
 @contextmanager
 def _progress(doing: str) -> Iterator[Callable[[int, int, str], None]]:
     """A bar with the time left on a terminal; elsewhere a line now and then, so that a log says how far an hour-long run is."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("videos, left"), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with counting_bar("videos, left") as bar:
+        if bar is not None:
             task = bar.add_task(doing, total=None)
             yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
-        return
+            return
     began, before = time.monotonic(), [0]
 
     def line(done: int, of: int, what: str) -> None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
-from revision_jax.config import ConfigError, PrunerConfig
+from revision_jax.config import PrunerConfig
 
 
 class Compacted(NamedTuple):
@@ -139,10 +139,3 @@ def prune(
 ) -> Compacted:
     """Mask and compaction in one: what `config` keeps of one video's tokens (features after the encoder), in `budget` slots."""
     return compact(tokens, keep_mask(change, config, frame_mask), score(change, config, frame_mask), budget)
-
-
-def choose_budget(count: int, budgets: tuple[int, ...]) -> int:
-    """The smallest of the (ascending) static sizes that holds `count` tokens, or the largest there is. Raises ConfigError for an empty list."""
-    if not budgets:
-        raise ConfigError("pruner.budgets: needs at least one size")
-    return next((budget for budget in budgets if count <= budget), budgets[-1])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revision_jax.config import ConfigError, PrunerConfig
-from revision_jax.models.pruner import choose_budget, compact, keep_mask, kept_change, pixel_change, prune, score
+from revision_jax.config import PrunerConfig
+from revision_jax.models.pruner import compact, keep_mask, kept_change, pixel_change, prune, score
 
 CONFIG = PrunerConfig()
 COMPACT = jax.jit(compact, static_argnums=3)
@@ -156,15 +156,3 @@ def test_first_frame_outlives_a_tight_budget_even_with_a_stored_change():
     out = prune(_tokens(), change, CONFIG, 6)
     assert out.frame.tolist() == [0] * 6 and int(out.dropped) == 18
     assert (score(change, CONFIG)[0] == jnp.inf).all()
-
-
-@given(count=st.integers(0, 2000))
-def test_budget_is_the_smallest_that_holds(count):
-    budgets = (64, 128, 512)
-    fitting = [b for b in budgets if b >= count]
-    assert choose_budget(count, budgets) == (min(fitting) if fitting else 512)
-
-
-def test_no_budget_is_an_error():
-    with pytest.raises(ConfigError, match=r"pruner\.budgets"):
-        choose_budget(3, ())
