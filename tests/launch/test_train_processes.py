@@ -84,3 +84,16 @@ def test_sigterm_to_one_process_saves_one_step_and_ends_both_with_143(alone, con
     steps = sorted(int(folder.name) for folder in (tmp_path / "checkpoints" / "00-1a").iterdir() if folder.name.isdigit())
     assert len(steps) == 2 and steps[0] == 0 and 1 <= steps[1] < 400
     assert read_rows(tmp_path / "metrics.jsonl")[-1]["step"] == steps[1]
+
+
+def test_an_int8_base_is_trained_on_and_exported_as_the_weights_it_stands_for(alone, config_file, tmp_path):
+    ended(train(config_file, tmp_path, "train.base_dtype=int8"))
+    wide, small = (read_rows(folder / "metrics.jsonl") for folder in (alone, tmp_path))
+    assert [row["loss"] for row in small] == pytest.approx([row["loss"] for row in wide], rel=0.02)
+    assert [row["loss"] for row in small] != [row["loss"] for row in wide]
+    wanted, found = (paths.flatten(checkpoint.load(folder / "checkpoint").state) for folder in (alone, tmp_path))
+    assert set(wanted) == set(found)
+    up = "params/decoder/layers/mlp/up/kernel"
+    step = np.abs(wanted[up]).max(axis=-2, keepdims=True) / 127
+    assert 0 < np.abs(found[up] - wanted[up]).max() and (np.abs(found[up] - wanted[up]) <= step).all()
+    assert any(np.abs(leaf).max() > 0 for name, leaf in found.items() if name.startswith("lora/dense") and name.endswith("/b"))  # zero before training
