@@ -241,11 +241,14 @@ def _progress(doing: str) -> Iterator[Callable[[int, int, str], None]]:
             task = bar.add_task(doing, total=None)
             yield lambda done, of, what: bar.update(task, completed=done, total=of, description=what)
             return
-    began, before = time.monotonic(), [0]
+    began, before = time.monotonic(), 0
 
     def line(done: int, of: int, what: str) -> None:
-        if done > before[0]:
-            before[0] = done
+        nonlocal began, before
+        if done < before:  # the next round over the same videos
+            began, before = time.monotonic(), 0
+        if done > before:
+            before = done
             left = (time.monotonic() - began) / done * (of - done)
             print(f"{doing}: {done} of {of} videos, about {left / 60:.1f} min left", file=sys.stderr, flush=True)
 

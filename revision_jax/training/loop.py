@@ -3,7 +3,7 @@
     for every stage:  begin (copies, split, first checkpoint) or restore -> before_stage -> steps -> last checkpoint -> on_stage_end
 
 The device is never waited for while it could compute: metrics of a step are fetched after the next one has been launched (a checkpoint is
-the exception, it needs the weights themselves). Batches come from Grain's threads or processes.
+the exception, it needs the weights themselves). Batches come from Grain's threads or processes, and are on the device before they are asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from revision_jax.config import ConfigError, ExperimentConfig, StageConfig
+from revision_jax.data.ahead import ahead
 from revision_jax.data.pipeline import Batch, Examples, batches
 from revision_jax.errors import UserError
 from revision_jax.sharding.chips import chip_of
@@ -240,6 +241,7 @@ class _StageRun:
             self.task.make_examples(stage), batch=stage.batch, steps=stage.steps, start=self.step, rows=local_rows(self.batch_sharding, stage.batch),
             workers=data.workers, threads=threads, prefetch=data.prefetch,
         )
+        placed = ahead((self._put(batch) for batch in stream), depth=1)  # the copy to the device, too, is made while it computes
         pending: tuple[int, dict[str, jax.Array], int] | None = None
         profile = self.profile
 
@@ -251,7 +253,7 @@ class _StageRun:
         try:
             while self.step < stage.steps:
                 waiting = time.perf_counter()
-                batch = self._put(next(stream))
+                batch = next(placed)
                 log.wait(time.perf_counter() - waiting)
                 if profile is not None:
                     profile.before(stage.name, self.step + 1, self.trainable)
@@ -274,9 +276,8 @@ class _StageRun:
         finally:
             if profile is not None:
                 profile.stop()
-            close = getattr(stream, "close", None)
-            if close is not None:
-                close()
+            placed.close()
+            getattr(stream, "close", lambda: None)()
         return 0
 
     def _put(self, batch: Batch) -> dict[str, jax.Array]:
