@@ -28,10 +28,11 @@ from revision_jax.data.windows import span_seconds
 from revision_jax.errors import UserError
 from revision_jax.evaluation import calibration
 from revision_jax.grounding.confidence import Calibrator
+from revision_jax.grounding.found import Candidate, Found
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import check_order
 from revision_jax.grounding.programs import Programs
-from revision_jax.grounding.search import Candidate, Found, Searcher
+from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.similarity import frame_similarity
 
 SHORTEST_S, LONGEST_S = 3.0, 90.0  # of random spans: what the world's events last

@@ -21,9 +21,9 @@ from revision_jax.evaluation.datasets import Item
 from revision_jax.evaluation.outcome import WINDOW_RANKS, Outcome
 from revision_jax.files import write_text
 from revision_jax.grounding.answer import answer
+from revision_jax.grounding.found import Found
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
 from revision_jax.grounding.levels import WINDOW_KINDS
-from revision_jax.grounding.search import Found
 
 VERSION = 4  # of what is kept
 Spans = tuple[tuple[float, float], ...]  # seconds

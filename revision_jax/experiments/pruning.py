@@ -12,8 +12,8 @@ from revision_jax.evaluation.baselines import Model
 from revision_jax.experiments.bench import Bench, searched
 from revision_jax.experiments.core import Cell, Experiment, Measured
 from revision_jax.experiments.rows import bars, over
+from revision_jax.grounding.found import Found
 from revision_jax.grounding.grounder import EncodedVideo, Grounder
-from revision_jax.grounding.search import Found
 
 # ------------------------------------------------------------------------------------------------------------------------ threshold
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from revision_jax.grounding.found import Found
 from revision_jax.grounding.merging import accepted
-from revision_jax.grounding.search import Found
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import levels as places
 from revision_jax.grounding import merging
 from revision_jax.grounding.answer import Answer
+from revision_jax.grounding.found import Candidate, Found, Ranked, Trace
 from revision_jax.grounding.levels import Window
-from revision_jax.grounding.search import Candidate, Found, Ranked, Trace
 
 # Its training and its evaluation on Charades-STA end questions like this.
 QUESTION = 'When does "{query}" happen in the video? Please output the start and end timestamps in seconds.'

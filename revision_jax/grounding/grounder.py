@@ -36,13 +36,14 @@ from revision_jax.extraction.text import text_identity
 from revision_jax.grounding import answer as answers
 from revision_jax.grounding.answer import Answer
 from revision_jax.grounding.confidence import Calibrator
+from revision_jax.grounding.found import Found
 from revision_jax.grounding.level_functions import level_state
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.memory import fitted, stored_dtype
 from revision_jax.grounding.program_shapes import program_shapes
 from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.retrieve import RankedVideo, rank_videos
-from revision_jax.grounding.search import Found, Searcher
+from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
 from revision_jax.models.quantize import quantized_leaf, scale_name

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from revision_jax.config import ConfigError, LevelConfig
+from revision_jax.grounding.evidence import rank_score
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.programs import Programs, Question, WindowTokens
 from revision_jax.grounding.prompt import parse_ids
-from revision_jax.grounding.search import rank_score
 from revision_jax.grounding.source import Source, gather
 
 QUESTIONS = 64  # at a time: their tokens of a group are held on the device

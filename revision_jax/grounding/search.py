@@ -19,12 +19,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from revision_jax.config import ConfigError, ExperimentConfig, GroundingConfig, LevelConfig
+from revision_jax.config import ConfigError, ExperimentConfig, LevelConfig
 from revision_jax.data.pruning import judged
 from revision_jax.grounding import confidence as sure
 from revision_jax.grounding import levels as places
 from revision_jax.grounding import merging
 from revision_jax.grounding.confidence import CLIP, Calibrator
+from revision_jax.grounding.evidence import rank_score, said_above, span_features
+from revision_jax.grounding.found import Candidate, Found, Ranked, Trace
 from revision_jax.grounding.levels import EPSILON, Window
 from revision_jax.grounding.prefix_cache import PrefixCache
 from revision_jax.grounding.programs import Programs, Question, WindowTokens
@@ -32,77 +34,9 @@ from revision_jax.grounding.prompt import parse_ids
 from revision_jax.grounding.source import Source, gather
 
 WORTH = 0.2  # of the best candidate's confidence: a lesser one is not looked at closely
-BESIDE = 5  # frames on each side of a span that its margin of similarity is measured against
-ENOUGH = 0.2  # of the frame: what goes so far the way that a question says goes that way
 # For patch windows, each one's {"tokens" [T N E], "change" [T N], "valid" [T]}, or None where there is nothing to see.
 Refine = Callable[[Sequence[Window], LevelConfig], Sequence[dict[str, np.ndarray] | None]]
 Progress = Callable[[str, int, int], None]  # level, done, of
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A span that may be the answer, in seconds; `features` are `confidence.FEATURES`."""
-
-    start_s: float
-    end_s: float
-    confidence: float
-    features: dict[str, float] = field(default_factory=dict, compare=False)
-    window: Window | None = None
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A window with its rank score, and what is said about it: log-odds of its group, log-probability of being named."""
-
-    window: Window
-    score: float
-    present: float = 0.0
-    named: float = 0.0
-
-
-@dataclass
-class Trace:
-    """What one level did for one question: the path to the answer."""
-
-    level: LevelConfig
-    windows: list[Ranked] = field(default_factory=list)
-    kept: list[Window] = field(default_factory=list)
-    count: int = 0  # windows the level has over the stretch, looked at or not
-    calls: int = 0  # device calls that worked on this question
-    prompts: int = 0  # sequences that the decoder read for this question: groups, or windows
-    tokens: int = 0  # visual tokens in them, padding not counted; of patches those that pruning left
-    seconds: float = 0.0
-    dropped_tokens: int = 0
-    parse_failures: int = 0
-
-    @property
-    def survivors(self) -> list[tuple[float, float]]:
-        """Seconds that went on to the next level, joined."""
-        return places.joined((window.start_s, window.end_s) for window in self.kept)
-
-    def to_json(self) -> dict:
-        kept = set(self.kept)
-        shown = lambda w, score: {"start_s": round(w.start_s, 3), "end_s": round(w.end_s, 3), "score": round(min(max(score, 0.0), 1.0), 4), "kept": w in kept}
-        return {
-            "name": self.level.name, "kind": self.level.kind, "count": self.count, "looked_at": len(self.windows), "kept": len(self.kept), "calls": self.calls,
-            "seconds": round(self.seconds, 4), "dropped_tokens": self.dropped_tokens, "parse_failures": self.parse_failures,
-            "windows": [shown(ranked.window, ranked.score) for ranked in sorted(self.windows, key=lambda r: r.window)],
-        }
-
-
-@dataclass(frozen=True)
-class Found:
-    """The answer to one question: `moments` merged and ranked, at most top_k; `candidates` before merging."""
-
-    query: str
-    moments: tuple[Candidate, ...]
-    candidates: tuple[Candidate, ...]
-    levels: tuple[Trace, ...]
-    seconds: dict[str, float]
-
-    @property
-    def parse_failures(self) -> int:
-        return sum(trace.parse_failures for trace in self.levels)
 
 
 @dataclass
@@ -225,7 +159,7 @@ class Searcher:
                 named[s : e + 1] += math.exp(float(decoded.score[row, j]))
                 if last:  # a hierarchy that ends with windows answers in windows
                     seconds = places.windows_seconds(members, s, e)
-                    features = self._features(decoded, row, j, seconds, tokens.level, None, (s, e), (0.0, 0.0), 0.0)
+                    features = span_features(decoded, row, j, seconds, tokens.level, None, (s, e), (0.0, 0.0), 0.0)
                     asked[number].candidates.append(self._candidate(*seconds, features, None, asked[number].calibrator))
             present = float(np.clip(decoded.present[row], -CLIP, CLIP))
             for w, window in enumerate(members):
@@ -296,7 +230,7 @@ class Searcher:
                         continue
                     cut = (s == 0 and window.start_s > start_s + EPSILON) or (e == valid - 1 and window.end_s < end_s - 1 / source.rate)
                     seen, along = out.level[row][:valid], out.along[row][:valid] if a.question.says_a_way else None
-                    features = self._features(out.decoded, row, j, (low, high), seen, along, (s, e), _coarse(a.ranked, low, high), float(cut))
+                    features = span_features(out.decoded, row, j, (low, high), seen, along, (s, e), said_above(a.ranked, low, high), float(cut))
                     candidate = self._candidate(low, high, features, window, a.calibrator)
                     best[number, window] = max(best[number, window], candidate.confidence)
                     a.candidates.append(candidate)
@@ -386,35 +320,6 @@ class Searcher:
                 spans.append((parsed[1], min(parsed[2], count - 1), j))
         return spans
 
-    def _features(
-        self, decoded, row: int, j: int, seconds: tuple[float, float], seen: np.ndarray, along: np.ndarray | None, span: tuple[int, int],
-        coarse: tuple[float, float], edge: float,
-    ) -> dict[str, float]:
-        """`confidence.FEATURES` of one span. seen: similarity of each slot of its window to the query and its phrases [T F]; along: how far along the said way
-        the subject lies there [T], None where none is said or slots have no place."""
-        entropy, known = decoded.entropy[row, j][None], decoded.known[row, j][None]
-        things, seen = seen[span[0] : span[1] + 1, min(1, seen.shape[1] - 1) :], seen[:, 0]
-        gone = ENOUGH if along is None else distance_along(along[span[0] : span[1] + 1], things[:, 0])
-        inside = seen[span[0] : span[1] + 1]
-        beside = np.concatenate([seen[max(span[0] - BESIDE, 0) : span[0]], seen[span[1] + 1 : span[1] + 1 + BESIDE]])
-        return {
-            "present": float(np.clip(decoded.present[row], -CLIP, CLIP)),
-            "score": max(float(decoded.score[row, j]), -CLIP),
-            "behind": max(float(decoded.score[row, j] - decoded.score[row, 0]), -CLIP),
-            "entropy": float(sure.mean_entropy(entropy, known)[0]),
-            "max_entropy": float(sure.max_entropy(entropy, known)[0]),
-            "coarse_present": coarse[0],
-            "coarse_score": coarse[1],
-            "inside_mean": float(inside.mean()),
-            "inside_max": float(inside.max()),
-            "phrase_mean": float(things.mean(0).min()),
-            "phrase_max": float(things.max(0).min()),
-            "margin": float(inside.mean() - beside.mean()) if len(beside) else 0.0,
-            "log_duration": math.log(max(seconds[1] - seconds[0], 1e-3)),
-            "astray": 1.0 - min(max(gone / ENOUGH, 0.0), 1.0),
-            "edge": edge,
-        }
-
     def _candidate(self, start_s: float, end_s: float, features: dict, window: Window | None, calibrator: Calibrator | None) -> Candidate:
         return Candidate(start_s, end_s, sure.confidence(self.config.grounding.confidence, features, calibrator), features, window)
 
@@ -435,26 +340,3 @@ class Searcher:
             if trace.level.kind == "dense":
                 trace.kept = sorted({m.window for m in moments if m.window is not None})
         return Found(a.question.text, moments, tuple(a.candidates), tuple(a.traces), {trace.level.name: trace.seconds for trace in a.traces})
-
-
-def distance_along(along: np.ndarray, seen: np.ndarray) -> float:
-    """How far something goes while it is seen, by the straight line through its places `along` a way [T], slots weighed by how well it is `seen` [T], squared;
-    less where it is seen in a part of the slots alone. As `signal.travel`, for one span."""
-    weight = np.square(np.asarray(seen, np.float64)) + 1e-9
-    time = np.arange(len(along)) - np.average(np.arange(len(along)), weights=weight)
-    spread = np.average(time * time, weights=weight)
-    slope = np.average(time * along, weights=weight) / spread if spread > 1e-6 else 0.0
-    return float(slope * math.sqrt(12 * spread) * np.mean(seen))
-
-
-def rank_score(present: float, named: float, similarity: float, retrieval: float = GroundingConfig.retrieval) -> float:
-    """Score in [0, 1] of a window among others, by the log-odds that its group holds the answer, the probability that it is named there, and its similarity,
-    whose share is `retrieval`."""
-    return (1.0 - retrieval) * float(sure.sigmoid(min(max(present, -CLIP), CLIP))) * named + retrieval * similarity
-
-
-def _coarse(ranked: Sequence[Ranked], low: float, high: float) -> tuple[float, float]:
-    """Of the windows above that show a span, what was said about the best ranked one: (log-odds of presence, log-probability of being named)."""
-    touching = [r for r in ranked if min(r.window.end_s, high) > max(r.window.start_s, low)]
-    best = max(touching, key=lambda r: r.score, default=None)
-    return (best.present, best.named) if best else (0.0, 0.0 if not ranked else -CLIP)

@@ -16,8 +16,8 @@ from revision_jax.data.video import probe, read_frames
 from revision_jax.errors import UserError
 from revision_jax.grounding import answer
 from revision_jax.grounding.confidence import FEATURES, Calibrator
+from revision_jax.grounding.found import Candidate, Found
 from revision_jax.grounding.grounder import Grounder, expected_shapes
-from revision_jax.grounding.search import Candidate, Found
 from revision_jax.paths import flatten
 
 SECONDS = 75

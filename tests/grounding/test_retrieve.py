@@ -9,7 +9,6 @@ import pytest
 from revision_jax.config import ConfigError, LevelConfig, PromptConfig
 from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.retrieve import rank_videos
-from revision_jax.grounding.search import rank_score
 from tests.grounding.conftest import noisy_state, random_film, small_config
 
 QUERIES = ["a red ring", "a blue square"]
@@ -44,11 +43,6 @@ def test_a_group_does_not_touch_another(made):
     for one, other in zip(both, alone, strict=True):
         second = {found.video: found for found in one if found.video >= 4}
         assert {found.video + 4: found.score for found in other} == pytest.approx({video: found.score for video, found in second.items()})
-
-
-def test_what_the_decoder_does_not_name_is_ranked_by_similarity():
-    assert rank_score(2.0, 0.0, 0.9) > rank_score(2.0, 0.0, 0.1)
-    assert rank_score(2.0, 0.6, 0.1) > rank_score(-2.0, 0.6, 0.1) and rank_score(9.0, 1.0, 1.0) <= 1.0
 
 
 def test_it_is_no_part_of_the_search_within_a_video(made):

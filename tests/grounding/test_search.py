@@ -17,7 +17,7 @@ from revision_jax.grounding import levels as places
 from revision_jax.grounding.levels import Window
 from revision_jax.grounding.prefix_cache import PrefixCache
 from revision_jax.grounding.programs import Programs
-from revision_jax.grounding.search import Searcher, distance_along
+from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.source import ArraySource, gather
 from tests.grounding.conftest import TOKENS, WIDTH, noisy_state, random_film
 
@@ -303,13 +303,3 @@ def test_an_adapter_that_reads_the_question_shares_no_prefix(config, tokenizer):
     window, level = together[0].levels[0].windows[0].window, changed.grounding.level("dense")
     first, second = (searcher._prefixes(film, level, [(window, searcher._question(query))])[0]["cache"] for query in QUERIES)
     assert not all(np.allclose(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
-
-
-def test_how_far_something_goes_along_a_way():
-    seen, ten = np.ones(10), np.arange(10)
-    assert distance_along(0.5 - 0.04 * ten, seen) == pytest.approx(-0.04 * (10**2 - 1) ** 0.5)
-    assert distance_along(np.full(10, 0.7), seen) == pytest.approx(0.0) and distance_along(np.array([0.3]), np.ones(1)) == 0.0
-    # where it is not seen its place says nothing
-    place = np.where(ten < 8, 0.1 * ten, -5.0)
-    assert distance_along(place, np.where(ten < 8, 1.0, 0.0)) == pytest.approx(0.8 * 0.1 * (8**2 - 1) ** 0.5)
-    assert distance_along(place, np.zeros(10)) == 0.0, "nothing is seen at all"

@@ -95,5 +95,5 @@ def test_an_int8_base_is_trained_on_and_exported_as_the_weights_it_stands_for(al
     assert set(wanted) == set(found)
     up = "params/decoder/layers/mlp/up/kernel"
     step = np.abs(wanted[up]).max(axis=-2, keepdims=True) / 127
-    assert 0 < np.abs(found[up] - wanted[up]).max() and (np.abs(found[up] - wanted[up]) <= step).all()
+    assert np.abs(found[up] - wanted[up]).max() > 0 and (np.abs(found[up] - wanted[up]) <= step).all()
     assert any(np.abs(leaf).max() > 0 for name, leaf in found.items() if name.startswith("lora/dense") and name.endswith("/b"))  # zero before training
