@@ -29,7 +29,8 @@ import numpy as np
 from revision_jax.config import ExperimentConfig
 from revision_jax.data.corpus import Corpus, Film, TrainVideo
 from revision_jax.data.curriculum import Curriculum
-from revision_jax.data.features import FeatureHeader, FeatureWriter, store_path
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, store_path
 from revision_jax.data.tokenizer import Tokenizer
 
 RATE, WIDTH = 5.0, 768

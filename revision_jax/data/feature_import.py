@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from revision_jax.data.feature_sources import ROWS, Broken, Rows, Source
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter, StoreError, matches, store_path
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore, StoreError, matches, store_path
 from revision_jax.data.prompts import clean_query
 from revision_jax.data.text_features import TextFeatureWriter
 from revision_jax.errors import UserError

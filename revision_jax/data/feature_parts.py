@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter, StoreError
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore, StoreError
 from revision_jax.errors import UserError
 
 PART_FRAMES = 256

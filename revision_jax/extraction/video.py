@@ -27,7 +27,8 @@ from revision_jax.data import long_video
 from revision_jax.data import video as host_video
 from revision_jax.data.ahead import ahead
 from revision_jax.data.feature_parts import ResumableWriter
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore
 from revision_jax.models import revision
 from revision_jax.stored_programs import StoredProgram
 

@@ -7,7 +7,8 @@ from configs.tiny import get_config
 from revision_jax.config import override
 from revision_jax.data import corpus as corpus_module
 from revision_jax.data.corpus import Corpus, Film, TrainQuestion, TrainVideo
-from revision_jax.data.features import FeatureHeader, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader
 from revision_jax.errors import UserError
 from tests.data.memory_store import MemoryStore, store_path
 

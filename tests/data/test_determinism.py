@@ -9,7 +9,8 @@ import pytest
 from revision_jax.data import corpus as corpus_module
 from revision_jax.data import record_layout
 from revision_jax.data.corpus import Corpus, TrainVideo
-from revision_jax.data.features import FeatureHeader, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader
 from revision_jax.data.pipeline import batches
 from tests.data.films import listed
 from tests.data.memory_store import E

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from revision_jax.data.feature_parts import DAMAGED, ResumableWriter, parts_folder
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore
 from revision_jax.errors import UserError
 
 HEADER = FeatureHeader("abc", "tiny-1", 2.0, 60.0, {"frame": ((8,), "float16"), "change": ((3,), "float16")}, block_s=7.0)

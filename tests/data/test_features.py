@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from revision_jax.data import features, record_layout, records
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter, differences, matches
+from revision_jax.data import feature_writer, record_layout, records
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore, differences, matches
 from revision_jax.errors import UserError
 
 HEADER = FeatureHeader("abc", "tiny-1", 1.0, 300.0, {"frame": ((8,), "float16"), "tokens": ((3, 8), np.float16), "change": ((3,), "float16")}, block_s=60.0)
@@ -146,7 +147,7 @@ def test_what_cannot_be_read_straight_is_read_all_the_same(tmp_path, monkeypatch
         cut = lambda magic, about, data=b"": plain(magic, {key: value for key, value in about.items() if key not in ("sum", "sums", "regular")}, data)
         monkeypatch.setattr(records, "pack", cut)
     if what == "compressed":  # records lie elsewhere then
-        monkeypatch.setattr(features, "WRITER_OPTIONS", "group_size:1,zstd:3")
+        monkeypatch.setattr(feature_writer, "WRITER_OPTIONS", "group_size:1,zstd:3")
         arrays = {name: np.zeros_like(array) for name, array in arrays.items()}
     store = write(tmp_path / "a", HEADER, times, arrays)
     monkeypatch.undo()
@@ -255,12 +256,12 @@ def test_foreign_and_missing_files_are_refused(tmp_path, monkeypatch):
     (tmp_path / "text").write_text("hello " * 100)
     with pytest.raises(UserError, match="not a complete feature store"):
         FeatureStore(tmp_path / "text")
-    foreign = features.ArrayRecordWriter(str(tmp_path / "foreign"), "group_size:1")
+    foreign = feature_writer.ArrayRecordWriter(str(tmp_path / "foreign"), "group_size:1")
     foreign.write(b"something else")
     foreign.close()
     with pytest.raises(UserError, match="not a feature store"):
         FeatureStore(tmp_path / "foreign")
-    monkeypatch.setattr(features, "VERSION", 2)
+    monkeypatch.setattr(feature_writer, "VERSION", 2)
     write_newer = FeatureWriter(tmp_path / "newer", HEADER)
     write_newer.close()
     monkeypatch.undo()
@@ -279,7 +280,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     code = """
         import resource, signal, sys
         import numpy as np
-        from revision_jax.data.features import FeatureHeader, FeatureWriter
+        from revision_jax.data.feature_writer import FeatureWriter
+        from revision_jax.data.features import FeatureHeader
         from revision_jax.errors import UserError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

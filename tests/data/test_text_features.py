@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from revision_jax.data import text_features
-from revision_jax.data.features import FeatureHeader, FeatureWriter, StoreError
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, StoreError
 from revision_jax.data.text_features import TextFeatureStore, TextFeatureWriter
 from revision_jax.errors import UserError
 

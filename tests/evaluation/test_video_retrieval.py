@@ -12,7 +12,8 @@ from launch import evaluate
 from launch.cli import run
 from revision_jax import checkpoint
 from revision_jax.config import DataConfig, LevelConfig, PromptConfig
-from revision_jax.data.features import FeatureHeader, FeatureWriter, store_path
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, store_path
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.evaluation import report as reports

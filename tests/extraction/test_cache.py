@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore
 from revision_jax.extraction import cache
 
 

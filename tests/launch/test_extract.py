@@ -262,7 +262,8 @@ def test_a_checkpoint_that_does_not_fit_its_config(model, tmp_path):
 
 def test_a_full_disk_stops_the_run(model, films, tmp_path, monkeypatch):
     """Every other video would fail, too: that is an error of the run, and what was finished stays."""
-    from revision_jax.data.features import FeatureWriter, StoreError
+    from revision_jax.data.feature_writer import FeatureWriter
+    from revision_jax.data.features import StoreError
 
     plain = FeatureWriter._flush
 

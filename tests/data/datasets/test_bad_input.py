@@ -13,7 +13,8 @@ from revision_jax.data.datasets.build import build
 from revision_jax.data.datasets.corpus import BEHIND, train_videos
 from revision_jax.data.feature_import import import_videos
 from revision_jax.data.feature_sources import open_source
-from revision_jax.data.features import FeatureHeader, FeatureStore, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader, FeatureStore
 from revision_jax.data.windows import overlaps_any
 from revision_jax.errors import UserError
 from tests.data.datasets.owners import built, jsonl, put

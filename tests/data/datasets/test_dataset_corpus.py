@@ -9,7 +9,8 @@ from configs.tiny import get_config
 from revision_jax.config import ConfigError, DataConfig
 from revision_jax.data.curriculum import Curriculum
 from revision_jax.data.datasets.corpus import train_videos
-from revision_jax.data.features import FeatureHeader, FeatureWriter
+from revision_jax.data.feature_writer import FeatureWriter
+from revision_jax.data.features import FeatureHeader
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.errors import UserError
 from revision_jax.training.corpus import prepare
