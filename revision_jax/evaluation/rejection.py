@@ -83,6 +83,7 @@ def best_threshold(score: Float[np.ndarray, "n"], value: Callable[[float], float
     # A threshold t in (edges[i], edges[i + 1]] accepts exactly the scores of at least edges[i + 1].
     values = [value(high) for high in edges[1:]]
     best = max(values)
-    ties = [i for i, found in enumerate(values) if found >= best - 1e-9]
-    widest = max(ties, key=lambda i: edges[i + 1] - edges[i])
-    return float((edges[widest] + edges[widest + 1]) / 2), float(best)
+    ties = np.flatnonzero(np.asarray(values) >= best - 1e-9)
+    runs = np.split(ties, np.flatnonzero(np.diff(ties) > 1) + 1)  # intervals that touch are one
+    low, high = max(((edges[run[0]], edges[run[-1] + 1]) for run in runs), key=lambda ends: ends[1] - ends[0])
+    return float((low + high) / 2), float(best)

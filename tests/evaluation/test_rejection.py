@@ -46,6 +46,12 @@ def test_no_threshold_beats_the_fitted_one(rows):
     assert best >= max(value(line) for line in np.linspace(0, 1, 41)) - 1e-9
 
 
+def test_intervals_that_touch_are_one():
+    # 1 from 0.1 up to 0.6, whatever scores lie between, and once more from 0.75 to 0.9, the widest interval between two scores.
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9])
+    assert rejection.best_threshold(score, lambda least: float(0.1 < least <= 0.6 or 0.75 < least <= 0.9)) == (pytest.approx(0.35), 1.0)
+
+
 def test_threshold_lies_in_the_middle_of_the_widest_gap():
     threshold, best = rejection.fit_threshold(np.array([0.9, 0.8, 0.2, 0.1]), np.array([True, True, False, False]))
     assert (threshold, best) == (pytest.approx(0.5), 100)
