@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grain  # noqa: F401 - its import replaces `builtins.__import__` for a moment: not while a checkpoint's thread may import something
 import jax
 import numpy as np
 from jax.experimental import multihost_utils

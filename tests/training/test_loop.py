@@ -1,6 +1,9 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -267,3 +270,9 @@ def test_the_share_of_the_peak_is_told_where_the_chip_is_known(tmp_path, monkeyp
 )  # fmt: skip
 def test_chips_by_the_names_that_jax_has_for_them(kind, name):
     assert chip_of(kind) is CHIPS.get(name)
+
+
+def test_nothing_replaces_import_while_a_checkpoint_is_written():
+    """Grain's import puts another `builtins.__import__` in place for a moment, for all threads: what Orbax's thread imported then was broken."""
+    code = "import sys, revision_jax.training.loop\nassert 'grain' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
