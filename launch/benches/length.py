@@ -22,7 +22,7 @@ import numpy as np
 from launch.benches import curves
 from launch.benches.commands import QUERIES, by_turns
 from launch.benches.tokens import Counted
-from revision_jax.config import ExperimentConfig
+from revision_jax.config import ExperimentConfig, TrainConfig
 from revision_jax.grounding.source import ArraySource
 
 LENGTHS = {"1 min": 60, "5 min": 300, "15 min": 900, "1 h": 3600, "3 h": 10800, "9 h": 32400}  # seconds
@@ -83,7 +83,8 @@ def length(options: argparse.Namespace) -> dict[str, float | int]:
 
 def without(config: ExperimentConfig, kind: str) -> ExperimentConfig:
     levels = tuple(level for level in config.grounding.levels if level.kind != kind)
-    return dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
+    grounding = dataclasses.replace(config.grounding, levels=levels)
+    return dataclasses.replace(config, grounding=grounding, train=TrainConfig())  # whose stages name the levels
 
 
 def film(config: ExperimentConfig, programs: Counted, seconds: float) -> ArraySource:

@@ -7,6 +7,7 @@ import argparse
 import pytest
 from PIL import Image
 
+from configs.tiny import get_config
 from launch.benches import curves
 from launch.benches import length as bench
 from tests.grounding.conftest import config, state, tokenizer  # noqa: F401  fixtures
@@ -29,3 +30,9 @@ def test_every_length_is_measured(folder, tmp_path, monkeypatch):  # noqa: F811
     assert figures["as configured: 2 h to 40 min, tokens of the language model"] == nested["2 h"] / nested["40 min"]
     assert all(value > 0 for name, value in figures.items() if name != "picture")
     assert Image.open(figures["picture"]).size == (4 * curves.WIDTH + curves.MARGIN, curves.HEIGHT)
+
+
+def test_levels_are_left_out_that_stages_are_trained_for():
+    config = get_config()
+    assert any(stage.level == "nested" for stage in config.train.stages)
+    assert [level.name for level in bench.without(config, "nested").grounding.levels] == ["sparse", "dense", "patch", "flat"]
