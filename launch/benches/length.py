@@ -12,7 +12,6 @@ curves goes to the working directory, `length.png`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from launch.benches import curves
 from launch.benches.commands import QUERIES, by_turns
 from launch.benches.tokens import Counted
-from revision_jax.config import ExperimentConfig, TrainConfig
+from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.source import ArraySource
 
 LENGTHS = {"1 min": 60, "5 min": 300, "15 min": 900, "1 h": 3600, "3 h": 10800, "9 h": 32400}  # seconds
@@ -82,9 +81,9 @@ def length(options: argparse.Namespace) -> dict[str, float | int]:
 
 
 def without(config: ExperimentConfig, kind: str) -> ExperimentConfig:
-    levels = tuple(level for level in config.grounding.levels if level.kind != kind)
-    grounding = dataclasses.replace(config.grounding, levels=levels)
-    return dataclasses.replace(config, grounding=grounding, train=TrainConfig())  # whose stages name the levels
+    from revision_jax.evaluation.baselines import leave_out
+
+    return leave_out(config, [level.name for level in config.grounding.levels if level.kind == kind])
 
 
 def film(config: ExperimentConfig, programs: Counted, seconds: float) -> ArraySource:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -16,11 +14,11 @@ from jaxtyping import Float64, Shaped
 
 from revision_jax.data import records
 from revision_jax.data.features import BLOCK_MAGIC, HEADER_MAGIC, TIMES, VERSION, FeatureHeader, StoreError, as_bytes
-from revision_jax.data.records import WRITER_OPTIONS
+from revision_jax.data.records import WRITER_OPTIONS, RecordWriter
 from revision_jax.errors import UserError
 
 
-class FeatureWriter:
+class FeatureWriter(RecordWriter):
     """Writes a store. `append` in order of time, then `close`; as a context manager it closes, or on an exception leaves nothing behind.
 
     Memory is one block. Raises StoreError where the disk is full or the path cannot be written, and UserError for features that are not numbers; what
@@ -105,24 +103,6 @@ class FeatureWriter:
             self._writer = None
         except (OSError, RuntimeError) as error:
             self._fail(error)
-
-    def abort(self) -> None:
-        """Drops what was written; nothing appears under the store's name."""
-        writer, self._writer = getattr(self, "_writer", None), None
-        if writer is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the file is removed anyway
-                writer.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> FeatureWriter:
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     def _flush(self) -> None:
         count = sum(map(len, self._pending[TIMES]))

@@ -5,15 +5,22 @@ Feature stores (`features.py`) and text feature stores (`text_features.py`) are 
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import json
 import struct
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Shaped, UInt8
 
 # Features hardly compress (float16 noise), and uncompressed windows read twice as fast.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access
+
+Writer = TypeVar("Writer")
 
 
 def pack(magic: bytes, about: dict, data: bytes = b"") -> bytes:
@@ -57,3 +64,33 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).split(";")[0].strip() or type(error).__name__
+
+
+class RecordWriter(abc.ABC):
+    """A file of records that is written as `_partial`, beside its name, and has its name when it is closed, or not at all. As a context manager it closes, or
+    on an exception leaves nothing behind. A store's own writer opens and closes `_writer`."""
+
+    _partial: Path
+    _writer: ArrayRecordWriter | None = None
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Finishes the file and gives it its name."""
+
+    def abort(self) -> None:
+        """Drops what was written; nothing appears under the store's name."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError, RuntimeError):  # the file is removed anyway
+                writer.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def __enter__(self: Writer) -> Writer:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()

@@ -28,6 +28,7 @@ from jaxtyping import Shaped
 
 from revision_jax.data import records
 from revision_jax.data.features import StoreError
+from revision_jax.data.records import RecordWriter
 from revision_jax.errors import UserError
 
 VERSION = 1
@@ -42,7 +43,7 @@ def key_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
-class TextFeatureWriter:
+class TextFeatureWriter(RecordWriter):
     """Writes a store: `add` one query after the other, then `close`; as a context manager it closes, or on an exception leaves nothing behind.
 
     `arrays` is {name: (shape, dtype)}, such as {"tokens": (("S", 768), "float16"), "vector": ((768,), "float16")}. Memory is 20 bytes a query.
@@ -106,24 +107,6 @@ class TextFeatureWriter:
             self._writer.close()
             os.replace(self._partial, self.path)
             self._writer = None
-
-    def abort(self) -> None:
-        """Drops what was written; nothing appears under the store's name."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with contextlib.suppress(OSError, RuntimeError):  # the file is removed anyway
-                writer.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink(missing_ok=True)
-
-    def __enter__(self) -> TextFeatureWriter:
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
