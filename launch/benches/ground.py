@@ -123,8 +123,8 @@ def agree(programs: Counted, film, theirs: Released) -> None:
     question, config = programs.question(questions(1)[0]), programs.config
     level = config.grounding.level(f"sparse-{SPARSE[1][0]}")
     windows = [Window(25.0 * i, 25.0 * i + 125.0, 125.0) for i in range(3)]
-    arrays, valid = programs.on_device(level, *gather(film, windows, level.frames, ("frame",), level.sampling))
-    made = programs.window_tokens(level, arrays, valid, question).token[:3]
+    shown = programs.on_device(level, *gather(film, windows, level.frames, ("frame",), level.sampling))
+    made = programs.window_tokens(level, shown, question).token[:3]
     check("the sparse tokens", made, theirs.sparse_tokens(level.name, question, 0, 3).numpy())
 
     level = config.grounding.level("dense")

@@ -8,6 +8,9 @@ from typing import Literal
 from revision_jax.config.fields import ConfigError, _check, _one_of, _positive
 from revision_jax.config.models import AdapterConfig
 
+WINDOWS = 32  # at most so many windows become sparse tokens in one call
+LONG = 64  # positions of a question from which there are programs for half of them too
+
 
 @dataclass(frozen=True)
 class PromptConfig:
@@ -88,6 +91,16 @@ class LevelConfig:
         """Frames per second that the level looks at (dense and patch levels)."""
         return self.tokens / self.span_s
 
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Rows that its calls may have, most first: those behind the last full batch are filled up to the next of them."""
+        return (self.batch, self.batch // 2) if self.batch > 1 else (1,)
+
+    @property
+    def windows(self) -> int:
+        """Windows of a group that become sparse tokens in one call: the group in equal parts of at most `WINDOWS`, so that the last one has few pads."""
+        return -(-self.tokens // -(-self.tokens // WINDOWS))
+
     def run_length(self, nested: LevelConfig) -> int:
         """How many of this sparse level's windows make one token of the `nested` level above it."""
         return max(1, round(nested.span_s / self.stride_s))
@@ -116,6 +129,11 @@ class GroundingConfig:
         _check(0 <= self.threshold <= 1, f"{w}.threshold", f"must lie in [0, 1], is {self.threshold}")
         names = [level.name for level in self.levels]
         _check(len(names) == len(set(names)), f"{w}.levels", f"names must differ, are {names}")
+
+    @property
+    def prompt_lengths(self) -> tuple[int, ...]:
+        """Positions that a question may have when answering, fewest first. Long ones are rare: where there is room for them, most take half of it."""
+        return (self.prompt_len // 2, self.prompt_len) if self.prompt_len >= LONG else (self.prompt_len,)
 
     def level(self, name: str) -> LevelConfig:
         for level in self.levels:

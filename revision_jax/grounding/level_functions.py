@@ -128,7 +128,7 @@ class LevelFunctions:
         cache = self._prefix(level, state, visual)
         name = "tokens" if self.needs_tokens else "frame"
         read = _clear(arrays[name], valid)
-        return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], name: read[i]} for i in range(level.batch)]
+        return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], name: read[i]} for i in range(len(valid))]
 
     def frame_answer(self, level: LevelConfig, state: dict, entries: list[dict], ask: dict) -> tuple[Decoded, Float[Array, "B T F"], Float[Array, "B T"]]:
         """Which frames of B windows, each given by its entry of `frame_prefix`; how the frames match the question; and how far along the way that the question

@@ -150,7 +150,7 @@ def measured(config: ExperimentConfig, tokenizer: Tokenizer, weights: str | None
 def _compiled_bytes(functions: LevelFunctions, weights: str | None, level: str) -> int:
     config, state = functions.config, held_state(functions.config, weights)
     found = []
-    for shape in program_shapes(functions, state):
+    for shape in program_shapes(functions, state, largest=True):
         if shape.level == level:
             function = functions.by_kind[shape.kind]
             bound = functools.partial(function, config.grounding.level(level)) if level else function

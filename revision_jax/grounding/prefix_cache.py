@@ -20,6 +20,9 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._entries
+
     def get(self, key: Hashable) -> Any | None:
         """The value, which becomes the most recently used, or None."""
         if key not in self._entries:

@@ -1,11 +1,12 @@
 """Every program that answering with a model needs, as (kind, level, shapes): a finite list, known from its config before there is any video.
 
 What a film can change is the grid that its frames are seen at (`VisionConfig.grids`), and so how many tokens a frame has. All else is a size of the config:
-length and number of questions change how often a program is called.
+the film's length and the number of questions change how often a program is called, and whether its last call has `LevelConfig.batches`' fewer rows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,11 @@ class ProgramShape:
     arrays: tuple
 
 
-def program_shapes(functions: LevelFunctions, state: dict) -> Iterator[ProgramShape]:
+def program_shapes(functions: LevelFunctions, state: dict, *, largest: bool = False) -> Iterator[ProgramShape]:
     """The programs of `Grounder.ground`, each in the order in which a search comes to it. Levels that are no part of a search need none.
 
-    state: arrays or `jax.ShapeDtypeStruct` (`revision.abstract_state`). The image encoders' programs are `extraction.patches.encoder_programs`.
+    state: arrays or `jax.ShapeDtypeStruct` (`revision.abstract_state`). largest: leave out those with fewer rows or shorter questions, which need less.
+    The image encoders' programs are `extraction.patches.encoder_programs`.
     """
     grounding = functions.config.grounding
     ids = _ints(1, grounding.query_len)
@@ -39,50 +41,59 @@ def program_shapes(functions: LevelFunctions, state: dict) -> Iterator[ProgramSh
     asked = jax.tree.map(lambda x: _like(x, x.shape[1:]), jax.eval_shape(functions.question, state, ids, _bools(*ids.shape)))
     for level in grounding.levels:
         if level.searched:
-            yield from {"sparse": _sparse, "nested": _nested, "dense": _dense, "patch": _patch}[level.kind](functions, state, level, asked)
+            rows = level.batches[:1] if largest else level.batches
+            asks = [[_ask(asked, count, length) for length in sorted(grounding.prompt_lengths, reverse=True)[: 1 if largest else None]] for count in rows]
+            yield from {"sparse": _sparse, "nested": _nested, "dense": _dense, "patch": _patch}[level.kind](functions, state, level, asked, asks)
 
 
-def _sparse(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict) -> Iterator[ProgramShape]:
-    shape, mask = (level.tokens, level.frames), _bools(asked["tokens"].shape[0])
+Asks = list[list[dict]]  # batches of questions: of each number of rows, those of each length
+
+
+def _sparse(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict, asks: Asks) -> Iterator[ProgramShape]:
+    shape, mask = (level.windows, level.frames), _bools(asked["tokens"].shape[0])
     programs = [
         ProgramShape("window tokens", level.name, (frames["frame"], frames.get("tokens"), _bools(*shape), asked["tokens"], mask, asked["vectors"]))
         for frames in _frames(functions, shape)
     ]
     yield from programs
-    yield _window_answer(functions, state, level, asked, programs[0])
+    yield from _window_answers(functions, state, level, asks, programs[0])
 
 
-def _nested(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict) -> Iterator[ProgramShape]:
+def _nested(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict, asks: Asks) -> Iterator[ProgramShape]:
     base = functions.config.grounding.below(level.name)
     shape = (level.tokens, base.run_length(level))
     summaries, seen = _floats(*shape, base.adapter.encoder), _floats(*shape, asked["vectors"].shape[0])
     program = ProgramShape("run tokens", level.name, (summaries, _bools(*shape), asked["tokens"], _bools(asked["tokens"].shape[0]), seen))
     yield program
-    yield _window_answer(functions, state, level, asked, program)
+    yield from _window_answers(functions, state, level, asks, program)
 
 
-def _window_answer(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict, tokens: ProgramShape) -> ProgramShape:
+def _window_answers(functions: LevelFunctions, state: dict, level: LevelConfig, asks: Asks, tokens: ProgramShape) -> Iterator[ProgramShape]:
     made = jax.eval_shape(lambda *args: functions.by_kind[tokens.kind](level, *args), state, *tokens.arrays)
-    token, seen = (_like(x, (level.batch, *x.shape)) for x in (made.token, made.level))
-    return ProgramShape("window answer", level.name, (token, seen, _bools(level.batch, level.tokens), _ask(functions, level, asked)))
+    for ask in itertools.chain(*asks):
+        token, seen = (_like(x, (len(ask["mask"]), level.tokens, *x.shape[1:])) for x in (made.token, made.level))
+        yield ProgramShape("window answer", level.name, (token, seen, _bools(len(ask["mask"]), level.tokens), ask))
 
 
-def _dense(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict) -> Iterator[ProgramShape]:
-    shape, ask = (level.batch, level.tokens), _ask(functions, level, asked)
-    query = (ask["tokens"], ask["mask"]) if level.adapter.reads_query else (None, None)
-    for frames in _frames(functions, shape):
-        prefix = ProgramShape("frame prefix", level.name, (frames, _bools(*shape), *query))
-        yield prefix
-        entries = jax.eval_shape(lambda *args: functions.frame_prefix(level, *args), state, *prefix.arrays)
-        yield ProgramShape("frame answer", level.name, (entries, ask))
+def _dense(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict, asks: Asks) -> Iterator[ProgramShape]:
+    for of_rows in asks:
+        ask = of_rows[0]
+        shape = (len(ask["mask"]), level.tokens)
+        query = (ask["tokens"], ask["mask"]) if level.adapter.reads_query else (None, None)
+        for frames in _frames(functions, shape):
+            prefix = ProgramShape("frame prefix", level.name, (frames, _bools(*shape), *query))
+            yield prefix
+            entries = jax.eval_shape(lambda *args: functions.frame_prefix(level, *args), state, *prefix.arrays)
+            yield from (ProgramShape("frame answer", level.name, (entries, ask)) for ask in of_rows)
 
 
-def _patch(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict) -> Iterator[ProgramShape]:
-    config, shape = functions.config, (level.batch, level.tokens)
+def _patch(functions: LevelFunctions, state: dict, level: LevelConfig, asked: dict, asks: Asks) -> Iterator[ProgramShape]:
+    config = functions.config
     vision = config.encoder(config.patch_encoder)
-    for count in token_counts(vision):
+    for count, ask in itertools.product(token_counts(vision), itertools.chain(*asks)):
+        shape = (len(ask["mask"]), level.tokens)
         tokens, change = _floats(*shape, count, vision.output, dtype=FEATURES), _floats(*shape, count, dtype=FEATURES)
-        yield ProgramShape("patch answer", level.name, (tokens, change, _bools(*shape), _ask(functions, level, asked)))
+        yield ProgramShape("patch answer", level.name, (tokens, change, _bools(*shape), ask))
 
 
 def token_counts(vision: VisionConfig) -> list[int]:
@@ -99,11 +110,10 @@ def _frames(functions: LevelFunctions, shape: tuple[int, int]) -> list[dict]:
     return [{"frame": frame, "tokens": _floats(*shape, count, vision.output, dtype=FEATURES)} for count in token_counts(vision)]
 
 
-def _ask(functions: LevelFunctions, level: LevelConfig, asked: dict) -> dict:
+def _ask(asked: dict, rows: int, length: int) -> dict:
     """A batch of questions, see `LevelFunctions`."""
-    many = {name: x and _like(x, (level.batch, *x.shape)) for name, x in asked.items()}
-    after = (level.batch, functions.config.grounding.prompt_len)
-    return {**many, "mask": _bools(level.batch, asked["tokens"].shape[0]), "after_ids": _ints(*after), "after_mask": _bools(*after)}
+    many = {name: x and _like(x, (rows, *x.shape)) for name, x in asked.items()}
+    return {**many, "mask": _bools(rows, asked["tokens"].shape[0]), "after_ids": _ints(rows, length), "after_mask": _bools(rows, length)}
 
 
 def _like(x: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:

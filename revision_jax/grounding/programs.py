@@ -1,21 +1,23 @@
 """The programs of a model: a few per level, each with one static shape, whatever the film's length and the number of questions.
 
     level     program           rows of its batch                      shares between questions
-    sparse    window tokens     a group of windows, for one question   nothing: a sparse token is made in the light of the question
+    sparse    window tokens     windows of a group, for one question   nothing: a sparse token is made in the light of the question
     nested    run tokens        a group of runs of sparse summaries    "
     both      window answer     a group of tokens
     dense     frame prefix      a window of frames                     the KV cache up to the question (but with a "temporal" adapter, which reads it)
               frame answer      a window, for one question
     patch     patch answer      a few seconds, for one question
 
-Rows are filled up to `LevelConfig.batch` with copies whose results are dropped. Results come back as NumPy, but for the prefixes. What the programs
+Rows are filled up to the next of `LevelConfig.batches` with copies whose results are dropped, questions to the next of `prompt_lengths`. Results come back as NumPy, but for the prefixes. What the programs
 compute: `level_functions.py`; all that a config needs: `program_shapes.py`.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,8 +99,18 @@ class Programs:
 
     def run(self, kind: str, name: str, *arrays: Any) -> Any:
         """One device call."""
-        self.calls += 1
-        return self.stored(kind, name)(level_state(self.state, name), *arrays)
+        (out,) = self.run_each(kind, name, [arrays])
+        return out
+
+    def run_each(self, kind: str, name: str, calls: Sequence[tuple]) -> list:
+        """Device calls of one program, each with its arrays. On a CPU side by side: XLA runs a loop of small operations on one core."""
+        self.calls += len(calls)
+        program, state = self.stored(kind, name), level_state(self.state, name)
+        if len(calls) == 1 or _cores() == 1:
+            return [program(state, *arrays) for arrays in calls]
+        ready = [program.prepare(state, *arrays) for arrays in calls]  # not in the threads: each signature is made ready once
+        with ThreadPoolExecutor(min(_cores(), len(calls))) as pool:
+            return list(pool.map(lambda run, arrays: jax.block_until_ready(run(state, *arrays)), ready, calls))
 
     # -------------------------------------------------------------------------------------------------------------------- question
 
@@ -127,28 +139,29 @@ class Programs:
 
     def _questions(self, questions: Sequence[Question], level: LevelConfig) -> dict[str, np.ndarray | None]:
         stack = lambda values: np.stack(list(values))
+        longest = max(int(q.after[level.name][1].sum()) for q in questions)
+        s = next(length for length in self.config.grounding.prompt_lengths if length >= longest)
         return {
             "tokens": stack(q.tokens for q in questions), "mask": stack(q.mask for q in questions), "vectors": stack(q.vectors for q in questions),
             "motion": stack(q.motion for q in questions) if self.config.text.motion else None,
-            "after_ids": stack(q.after[level.name][0] for q in questions), "after_mask": stack(q.after[level.name][1] for q in questions),
+            "after_ids": stack(q.after[level.name][0][:s] for q in questions), "after_mask": stack(q.after[level.name][1][:s] for q in questions),
         }
 
     # --------------------------------------------------------------------------------------------------------------------- windows
 
-    def window_tokens(self, level: LevelConfig, arrays: dict, valid: Any, question: Question) -> WindowTokens:
-        """Sparse tokens of one group of windows, in the light of a question. arrays: {"frame" [W T E], "tokens" [W T N E]}, valid [W T].
-
-        A group is `level.tokens` windows (see `on_device`): the first `windows` of them are wanted.
-        """
-        made = self.run("window tokens", level.name, arrays["frame"], arrays.get("tokens"), valid, question.tokens, question.mask, question.vectors)
-        return WindowTokens(*map(np.asarray, made))
+    def window_tokens(self, level: LevelConfig, parts: Sequence[tuple[dict, jax.Array]], question: Question) -> WindowTokens:
+        """Sparse tokens of the windows that `on_device` took there, in the light of a question; at their end those that fill up the last part."""
+        asked = question.tokens, question.mask, question.vectors
+        made = self.run_each("window tokens", level.name, [(arrays["frame"], arrays.get("tokens"), valid, *asked) for arrays, valid in parts])
+        return WindowTokens(*(np.concatenate([np.asarray(x) for x in same]) for same in zip(*made, strict=True)))
 
     @staticmethod
-    def on_device(level: LevelConfig, arrays: dict, valid: np.ndarray) -> tuple[dict, jax.Array]:
-        """A group's arrays filled up to `level.tokens` windows and moved to the device once for all questions."""
-        fill = level.tokens - len(valid)
-        put = lambda x: jax.device_put(np.concatenate([x, np.zeros((fill, *x.shape[1:]), x.dtype)]) if fill else x)
-        return {name: put(x) for name, x in arrays.items()}, put(valid)
+    def on_device(level: LevelConfig, arrays: dict, valid: np.ndarray) -> list[tuple[dict, jax.Array]]:
+        """Windows, {"frame" [W T E], "tokens" [W T N E]} and valid [W T], moved to the device once for all questions, `level.windows` a call."""
+        size = level.windows
+        put = lambda x: jax.device_put(np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) if len(x) < size else x)
+        cut = [slice(first, first + size) for first in range(0, len(valid), size)]
+        return [({name: put(x[part]) for name, x in arrays.items()}, put(valid[part])) for part in cut]
 
     def run_tokens(self, level: LevelConfig, below: WindowTokens, members: Sequence[Sequence[int]], length: int, question: Question) -> WindowTokens:
         """Nested tokens of runs of `below`'s windows. members: of each run, the windows in it (at most `length`)."""
@@ -168,7 +181,7 @@ class Programs:
     def window_answers(self, level: LevelConfig, groups: Sequence[tuple[WindowTokens, Question]]) -> tuple[Decoded, int]:
         """Answers over groups of at most `level.tokens` window (or run) tokens, each for its question; and the device calls it took."""
         out, calls = [], 0
-        for rows in _batches(list(groups), level.batch):
+        for rows in _batches(list(groups), level):
             fill = lambda x: np.concatenate([x, np.zeros((level.tokens - len(x), *x.shape[1:]), x.dtype)])
             token = np.stack([fill(tokens.token) for tokens, _ in rows.filled])
             seen = np.stack([fill(tokens.level) for tokens, _ in rows.filled])
@@ -187,7 +200,7 @@ class Programs:
         An entry holds the KV cache up to the question and what the similarity reads; it stays on the device.
         """
         out = []
-        for rows in _batches(list(range(len(valid))), level.batch):
+        for rows in _batches(list(range(len(valid))), level):
             asked = [None if questions is None else np.stack([getattr(questions[i], name) for i in rows.filled]) for name in ("tokens", "mask")]
             made = self.run("frame prefix", level.name, {name: a[rows.filled] for name, a in arrays.items()}, valid[rows.filled], *asked)
             out += made[: rows.count]
@@ -195,7 +208,7 @@ class Programs:
 
     def frame_answers(self, level: LevelConfig, rows: Sequence[tuple[dict, Question]]) -> FrameAnswer:
         """Answers about at most `level.batch` windows of frames, each given by its prefix entry, each for its question."""
-        (batch,) = _batches(list(rows), level.batch)
+        (batch,) = _batches(list(rows), level)
         ask = self._questions([q for _, q in batch.filled], level)
         decoded, seen, along = self.run("frame answer", level.name, [entry for entry, _ in batch.filled], ask)
         return FrameAnswer(_host(decoded, batch.count), np.asarray(seen)[: batch.count], np.asarray(along)[: batch.count])
@@ -208,7 +221,7 @@ class Programs:
         A row's arrays: {"tokens" [T N E], "change" [T N], "valid" [T]}.
         """
         out, dropped, calls = [], [], 0
-        for batch in _batches(list(rows), level.batch):
+        for batch in _batches(list(rows), level):
             tokens, change, valid = (np.stack([arrays[name] for arrays, _ in batch.filled]) for name in ("tokens", "change", "valid"))
             made, lost = self.run("patch answer", level.name, tokens, change, valid, self._questions([q for _, q in batch.filled], level))
             out.append(_host(made, batch.count))
@@ -217,14 +230,20 @@ class Programs:
         return _join(out), np.concatenate(dropped), calls
 
 
+def _cores() -> int:
+    """Of a CPU that calls run on, 1 elsewhere."""
+    return os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
+
+
 class _Batch(NamedTuple):
     filled: list
     count: int  # of them are real
 
 
-def _batches(rows: list, size: int) -> list[_Batch]:
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return [_Batch([*part, *[part[-1]] * (size - len(part))], len(part)) for part in parts]
+def _batches(rows: list, level: LevelConfig) -> list[_Batch]:
+    parts = [rows[i : i + level.batch] for i in range(0, len(rows), level.batch)]
+    sizes = [min(size for size in level.batches if size >= len(part)) for part in parts]
+    return [_Batch([*part, *[part[-1]] * (size - len(part))], len(part)) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _host(decoded: Decoded, count: int) -> Decoded:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from revision_jax.config import ConfigError, LevelConfig
@@ -43,10 +44,10 @@ def rank_videos(programs: Programs, sources: Sequence[Source], queries: Sequence
     ranked: list[list[RankedVideo]] = [[] for _ in asked]
     for first in range(0, len(sources), level.tokens):
         group = sources[first : first + level.tokens]
-        arrays, valid = _shown(programs, level, group)
+        shown = _shown(programs, level, group)
         for begin in range(0, len(asked), QUESTIONS):
             some = asked[begin : begin + QUESTIONS]
-            made = [programs.window_tokens(level, arrays, valid, question) for question in some]
+            made = [programs.window_tokens(level, shown, question) for question in some]
             tokens = [WindowTokens(*(part[: len(group)] for part in one)) for one in made]
             decoded, _ = programs.window_answers(level, list(zip(tokens, some, strict=True)))
             for row, found in enumerate(ranked[begin : begin + QUESTIONS]):
@@ -61,7 +62,7 @@ def rank_videos(programs: Programs, sources: Sequence[Source], queries: Sequence
     return [sorted(found, key=lambda one: (-one.score, one.video)) for found in ranked]
 
 
-def _shown(programs: Programs, level: LevelConfig, group: Sequence[Source]) -> tuple[dict, object]:
+def _shown(programs: Programs, level: LevelConfig, group: Sequence[Source]) -> list[tuple[dict, jax.Array]]:
     """The group's frames on the device: `level.frames` of each whole video."""
     parts = [gather(source, [Window(0.0, source.duration_s, source.duration_s)], level.frames, programs.names, level.sampling) for source in group]
     arrays = {name: np.concatenate([arrays[name] for arrays, _ in parts]) for name in programs.names}

@@ -12,9 +12,10 @@ and it is what a search of hours may not lose (DESIGN, section 1).
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -180,23 +181,19 @@ class Searcher:
             trace.prompts, trace.tokens = len(groups), sum(groups)
 
     def _sparse_tokens(self, source: Source, level: LevelConfig, asked: list[_Asked], inside: list[list[Window]], report) -> list[int]:
-        """Makes the sparse tokens that are missing, reading each group of windows once for all questions. Returns the device calls of each question."""
+        """Makes the sparse tokens that are missing, reading a group of windows once for all questions that want it. Returns the device calls of each."""
         calls = [0] * len(asked)
-        missing = [[w for w in wanted if (level.name, w) not in a.tokens] for a, wanted in zip(asked, inside, strict=True)]
-        everything = sorted({w for windows in missing for w in windows})
-        parts = [everything[i : i + level.tokens] for i in range(0, len(everything), level.tokens)]
-        for done, part in enumerate(parts):
-            arrays, valid = self.programs.on_device(level, *gather(source, part, level.frames, self.programs.names, level.sampling))
-            for number, a in enumerate(asked):
-                wanted = set(missing[number])
-                if not wanted.intersection(part):
-                    continue
-                made = self.programs.window_tokens(level, arrays, valid, a.question)
-                calls[number] += 1
-                for i, window in enumerate(part):
-                    if window in wanted:
-                        a.tokens[level.name, window] = (made.token[i], made.summary[i], made.level[i])
-            report(done + 1, len(parts))
+        wanting: dict[tuple[Window, ...], list[int]] = {}  # all questions want the first level's, and each its own of a finer one's
+        for number, (a, wanted) in enumerate(zip(asked, inside, strict=True)):
+            wanting.setdefault(tuple(w for w in wanted if (level.name, w) not in a.tokens), []).append(number)
+        groups = [(windows[i : i + level.tokens], numbers) for windows, numbers in wanting.items() for i in range(0, len(windows), level.tokens)]
+        for done, (group, numbers) in enumerate(groups):
+            shown = self.programs.on_device(level, *gather(source, group, level.frames, self.programs.names, level.sampling))
+            for number in numbers:
+                made = self.programs.window_tokens(level, shown, asked[number].question)
+                calls[number] += len(shown)
+                asked[number].tokens |= {(level.name, window): tuple(x[i] for x in made) for i, window in enumerate(group)}
+            report(done + 1, len(groups))
         return calls
 
     # ---------------------------------------------------------------------------------------------------------------- frame level
@@ -212,8 +209,9 @@ class Searcher:
             a.traces.append(Trace(level, count=max(count, len(windows[number]))))
         best: dict[tuple[int, Window], float] = {}
         batches = [rows[i : i + level.batch] for i in range(0, len(rows), level.batch)]
+        prefixes = self._shared(source, level, rows, asked)
         for done, part in enumerate(batches):
-            entries = self._prefixes(source, level, [(w, asked[number].question) for w, number in part])
+            entries = list(itertools.islice(prefixes, len(part)))
             out = self.programs.frame_answers(level, [(entry, asked[number].question) for entry, (_, number) in zip(entries, part, strict=True)])
             for number in {number for _, number in part}:
                 asked[number].traces[-1].calls += 1
@@ -240,20 +238,27 @@ class Searcher:
             trace = a.traces[-1]
             trace.windows, trace.seconds = [Ranked(w, best[number, w]) for w in windows[number]], seconds / len(asked)
 
-    def _prefixes(self, source: Source, level: LevelConfig, rows: Sequence[tuple[Window, Question]]) -> list[dict]:
-        """Each row's prefix entry, from the cache where it has it. Questions share them, but where the adapter reads the question."""
+    def _shared(self, source: Source, level: LevelConfig, rows: Sequence[tuple[Window, int]], asked: list[_Asked]) -> Iterator[dict]:
+        """Each row's prefix entry, in turn: the cache's where it has one. What is missing is made as many at a time as a call takes, those of rows further on
+        with it. Questions share them, but where the adapter reads the question."""
         reads = level.adapter.reads_query
-        keys = [(source.key, level.name, window, question.text if reads else "") for window, question in rows]
-        wanted = dict(zip(keys, rows, strict=True))
-        found = {key: self.prefixes.get(key) for key in wanted}
-        missing = [key for key, entry in found.items() if entry is None]
-        if missing:
-            arrays, valid = gather(source, [wanted[key][0] for key in missing], level.tokens, self.programs.names, level.sampling)
-            questions = [wanted[key][1] for key in missing] if reads else None
-            for key, entry in zip(missing, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True):
-                found[key] = entry
-                self.prefixes.put(key, entry)
-        return [found[key] for key in keys]
+        keys = [(source.key, level.name, window, asked[number].question.text if reads else "") for window, number in rows]
+        last, firsts = {key: i for i, key in enumerate(keys)}, {key: i for i, key in reversed(list(enumerate(keys)))}
+        made: dict[tuple, dict] = {}
+        for i, key in enumerate(keys):
+            entry = made.get(key) or self.prefixes.get(key)
+            if entry is None:
+                behind = (k for k in itertools.islice(keys, i, None) if k not in made and k not in self.prefixes)
+                wanted = list(itertools.islice(dict.fromkeys(behind), level.batch))
+                arrays, valid = gather(source, [rows[firsts[k]][0] for k in wanted], level.tokens, self.programs.names, level.sampling)
+                questions = [asked[rows[firsts[k]][1]].question for k in wanted] if reads else None
+                made |= zip(wanted, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True)
+                for k in wanted:
+                    self.prefixes.put(k, made[k])
+                entry = made[key]
+            yield entry
+            if last[key] == i:
+                made.pop(key, None)
 
     # ---------------------------------------------------------------------------------------------------------------- patch level
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from revision_jax.config import AdapterConfig, ConfigError
+from revision_jax.models.attention import by_parts
 
 NORM_EPS = 1e-5
 POSITION_EPS = 1e-6
@@ -136,11 +137,11 @@ def text_to_video_layer(
 
 
 def self_layer(
-    params: dict, x: Float[Array, "B S D"], position: Float[Array, "B S D"], mask: Bool[Array, "B S"], heads: int, drop: Drop
+    params: dict, x: Float[Array, "B M D"], position: Float[Array, "B M D"], mask: Bool[Array, "B M"], heads: int, drop: Drop, rows: int | None = None
 ) -> Float[Array, "B S D"]:
-    """Post-norm encoder layer; the position is added to queries and keys, not to values."""
+    """Post-norm encoder layer; the position is added to queries and keys, not to values. rows: only the first so many are wanted, and worked out."""
     placed = x + position
-    x = _norm(params["norm1"], x + drop(_attend(params["self_attn"], placed, placed, x, mask, heads, drop)))
+    x = _norm(params["norm1"], x[:, :rows] + drop(_attend(params["self_attn"], placed[:, :rows], placed, x, mask, heads, drop)))
     return _norm(params["norm2"], x + drop(_feed_forward(params, x, drop)))
 
 
@@ -227,19 +228,27 @@ class SparseAdapter(nn.Module):
         query = jnp.where(query_mask[..., None], query, 0.0)
         if c.inner:
             frames, query = _linear(projector, frames), _linear(self.param("text_mm_projector", _linear_init, c.width, width), query)
-        position = frame_positions(frame_mask, width).astype(frames.dtype)
-        for i in range(c.text_layers):
-            frames = text_to_video_layer(reader["layers"][str(i)], frames, position, query, query_mask, c.heads, drop)
 
-        batch = frames.shape[0]
+        def encode(frames: Array, frame_mask: Array, query: Array, query_mask: Array) -> Array:
+            position = frame_positions(frame_mask, width).astype(frames.dtype)
+            for i in range(c.text_layers):
+                frames = text_to_video_layer(reader["layers"][str(i)], frames, position, query, query_mask, c.heads, drop)
 
-        def in_front(vector: Array, rest: Array) -> Array:
-            return jnp.concatenate([jnp.broadcast_to(vector.astype(rest.dtype), (batch, 1, width)), rest], axis=1)
+            def in_front(vector: Array, rest: Array) -> Array:
+                return jnp.concatenate([jnp.broadcast_to(vector.astype(rest.dtype), (len(rest), 1, width)), rest], axis=1)
 
-        x, position = in_front(token, frames), in_front(place, position)
-        mask = jnp.concatenate([jnp.ones((batch, 1), bool), frame_mask], axis=1)
-        for i in range(c.self_layers):
-            x = self_layer(encoder["layers"][str(i)], x, position, mask, c.heads, drop)
+            x, position = in_front(token, frames), in_front(place, position)
+            mask = jnp.concatenate([jnp.ones((len(x), 1), bool), frame_mask], axis=1)
+            for i in range(c.self_layers):
+                last = i == c.self_layers - 1 and c.kind == "sparse"  # of which nothing but the global token is read
+                x = self_layer(encoder["layers"][str(i)], x, position, mask, c.heads, drop, rows=1 if last else None)
+            return x
+
+        if deterministic or c.dropout == 0.0:
+            length = frames.shape[1] + 1
+            x = by_parts(encode, 4 * length * (c.heads * length + c.mlp + 4 * width), frames, frame_mask, query, query_mask)
+        else:
+            x = encode(frames, frame_mask, query, query_mask)
         summary = x[:, 0]
         read = x[:, 1:] if c.kind == "temporal" else summary
         return _last_norm(self, c, read if c.inner else _linear(projector, read)), summary

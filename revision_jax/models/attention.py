@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from revision_jax.config import ConfigError
 from revision_jax.sharding.activations import platform
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
-CACHE = 3 * 2**20  # bytes of float32 scores that a CPU core holds near it
+CACHE = 3 * 2**20  # bytes that a CPU core holds near it
 BLOCK = 2**28  # scores held at once where every row sees the same columns (an encoder's large picture): 1 GiB of float32
 
 
@@ -45,31 +46,36 @@ def attention(
 
 
 def by_batch(attend: Callable[..., Array], columns: int, q: Float[Array, "B S K d"], *rest: Array | None) -> Float[Array, "B S K d"]:
-    """`attend(q, *rest)`; on a CPU a few rows of the batch after the others, so that their scores (S x `columns` for each head) stay in a core's cache.
+    """`attend(q, *rest)`, `by_parts` of rows whose scores (S x `columns` for each head) stay in a core's cache."""
+    _, rows, heads, _ = q.shape
+    return by_parts(attend, 4 * rows * heads * columns, q, *rest)
 
-    Scores of a whole batch go through memory at every operation, forward and backward, which takes longer than the arithmetic. Weights are worked out
-    anew in the backward pass, as flash attention does. Arrays of `rest` whose leading axis is not B are the same for all rows. Elsewhere, and where the
-    scores fit, nothing is done.
+
+def by_parts(function: Callable[..., Any], row_bytes: int, *arrays: Array | None) -> Any:
+    """`function(*arrays)`; on a CPU a few rows of the batch after the others, as many as stay in a core's cache, if each makes `row_bytes` on its way.
+
+    What a whole batch makes goes through memory at every operation, forward and backward, which takes longer than the arithmetic. It is worked out anew in
+    the backward pass, as flash attention does. The batch is the leading axis of the first array and of all that is returned; arrays of another leading axis
+    are the same for all rows. Elsewhere, and where all rows fit, nothing is done.
     """
-    batch, rows, heads, _ = q.shape
+    batch = arrays[0].shape[0]
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
-    at_once = max(1, CACHE // (4 * rows * heads * columns))
+    at_once = max(1, CACHE // row_bytes)
     share, left = divmod(batch, devices)
     if platform() != "cpu" or left or at_once >= share:
-        return attend(q, *rest)
+        return function(*arrays)
     at_once = devices * next(size for size in range(at_once, 0, -1) if share % size == 0)
-    arrays = (q, *rest)
     split = [x is not None and x.shape[0] == batch for x in arrays]
 
-    def part(own: list[Array]) -> Array:
+    def part(own: list[Array]) -> Any:
         own = iter(own)
-        return attend(*(next(own) if divided else x for x, divided in zip(arrays, split, strict=True)))
+        return function(*(next(own) if divided else x for x, divided in zip(arrays, split, strict=True)))
 
     # A device's rows lie side by side, and every part takes some of each device's: nothing is sent.
     parts = [jnp.moveaxis(x.reshape(at_once, -1, *x.shape[1:]), 1, 0) for x, divided in zip(arrays, split, strict=True) if divided]
-    out = jax.lax.map(jax.checkpoint(part), parts)
-    return jnp.moveaxis(out, 0, 1).reshape(batch, *out.shape[2:])
+    joined = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[2:])
+    return jax.tree.map(joined, jax.lax.map(jax.checkpoint(part), parts))
 
 
 def _plain(q, k, v, mask, bias, scale):

@@ -149,11 +149,11 @@ def _train_flops(program: Program) -> int:
 
 
 def answer_programs(config: ExperimentConfig, tokenizer: Tokenizer) -> Iterator[Program]:
-    """All programs that answering with a config compiles; none for a model without a text tower. Raises ConfigError where prompts and sizes do not fit."""
+    """The programs that answering with a config compiles, of each the one with the most rows and the longest questions; none for a model without a text tower. Raises ConfigError where prompts and sizes do not fit."""
     if config.text is None:
         return
     functions = LevelFunctions(config, tokenizer)
-    for shape in program_shapes(functions, _answer_state(config)):
+    for shape in program_shapes(functions, _answer_state(config), largest=True):
         arrays = jax.tree.leaves(shape.arrays)
         level = config.grounding.level(shape.level) if shape.level else None
         rows = arrays[0].shape[0] if level is None or "tokens" in shape.kind else level.batch
