@@ -55,10 +55,21 @@ def test_compiles_would_be_seen(caplog):
 
 
 def listed(config, tokenizer, *names: str) -> list[tuple[str, str]]:
-    """(kind, level) of all programs of a config of these levels alone."""
+    """(kind, level) of all programs of a config of these levels alone, of each the one with the most rows."""
     levels = tuple(level for level in config.grounding.levels if level.name in names)
     config = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels))
-    return [(shape.kind, shape.level) for shape in program_shapes(LevelFunctions(config, tokenizer), abstract_state(config))]
+    return [(shape.kind, shape.level) for shape in program_shapes(LevelFunctions(config, tokenizer), abstract_state(config), largest=True)]
+
+
+def test_calls_of_half_a_batch_and_of_half_a_question(config, tokenizer):
+    """[rows, positions of the question] of each program that reads one: batches of 2, 4 and 4, and room for long questions."""
+    long = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, prompt_len=64))
+    shapes = list(program_shapes(LevelFunctions(long, tokenizer), abstract_state(long)))
+    asked = {name: [x.arrays[-1]["after_ids"].shape for x in shapes if x.level == name and "answer" in x.kind] for name in ("nested", "sparse", "dense", "patch")}
+    both = lambda rows: [(rows, 64), (rows, 32)]
+    assert asked == {"nested": both(1), "sparse": both(2) + both(1), "dense": both(4) + both(2), "patch": both(4) + both(2)}
+    assert [x.arrays[1].shape for x in shapes if x.kind == "frame prefix"] == [(4, 40), (2, 40)]
+    assert all("tokens" not in x.kind or sum(y.kind == x.kind for y in shapes) == 1 for x in shapes)
 
 
 def test_a_program_for_each_number_of_tokens_that_a_frame_can_have(config, tokenizer):
@@ -83,7 +94,7 @@ def test_the_patch_levels_own_encoder_has_a_program_and_its_tokens_a_shape(token
     config = two_encoders()
     state = abstract_state(config)
     assert [program.name for program, _ in encoder_programs(config, state["params"])] == ["encode/vision", "encode/patch_vision"]
-    (patch,) = (shape for shape in program_shapes(LevelFunctions(config, tokenizer), state) if shape.kind == "patch answer")
+    (patch,) = (shape for shape in program_shapes(LevelFunctions(config, tokenizer), state) if shape.kind == "patch answer" and len(shape.arrays[0]) == 4)
     assert patch.arrays[0].shape == (4, 8, 16, 24)
 
 
