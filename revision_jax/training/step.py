@@ -77,7 +77,7 @@ def gradients_of(loss: Loss, trainable: State, frozen: State, batch: Batch, key:
         weight = metrics["loss"].count
         return jax.tree.map(jnp.add, sums, (jax.tree.map(lambda x: x * weight, gradients), metrics)), None
 
-    split = {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+    split = {name: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split), key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (gradients, metrics), _ = jax.lax.scan(add, zeros, (jnp.arange(parts), split))
