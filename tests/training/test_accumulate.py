@@ -71,6 +71,8 @@ def test_a_part_without_labels_has_no_say_and_scalars_add_up():
     batch = {"x": jnp.asarray([1.0, 2.0, 3.0, 4.0]), "mask": jnp.asarray([True, False, True, False])}  # rows 1 and 3 are the second part
     gradients, metrics = gradients_of(loss, {"params": {"w": jnp.float32(5)}}, {}, batch, jax.random.key(0), 2)
     assert float(gradients["params"]["w"]) == 2 and float(metrics["loss"]) == 10 and float(metrics["seen"]) == 10
+    pooled = {**batch, "tokens": jnp.zeros((4, 3, 0))}  # features without tokens of a frame, as MAD's
+    assert float(gradients_of(loss, {"params": {"w": jnp.float32(5)}}, {}, pooled, jax.random.key(0), 2)[1]["loss"]) == 10
     nothing = {**batch, "mask": jnp.zeros(4, bool)}
     gradients, metrics = gradients_of(loss, {"params": {"w": jnp.float32(5)}}, {}, nothing, jax.random.key(0), 2)
     assert float(gradients["params"]["w"]) == 0 and float(metrics["loss"]) == 0
