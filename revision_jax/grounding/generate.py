@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from revision_jax.config import ExperimentConfig
 from revision_jax.grounding.prompt import Grammar
-from revision_jax.models.cache import follow, grow, init_cache
+from revision_jax.models.cache import behind, follow, fork, init_cache
 from revision_jax.models.decoder import Decoder
 from revision_jax.models.revision import Visual, last_valid, question
 
@@ -90,7 +90,7 @@ def ask(
         embeds = jnp.concatenate([embeds, jnp.broadcast_to(begun, (batch, *begun.shape[1:]))], 1)
         valid = jnp.concatenate([valid, jnp.ones((batch, o), bool)], 1)
     s = asked + o
-    cache = grow({**cache, "signal": None}, s + answer_len)
+    cache = behind(cache, s + answer_len)
     signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
     base = jnp.sum(cache["valid"], 1)
     positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
@@ -99,10 +99,6 @@ def ask(
         weights, embeds, positions, valid, reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used, rows=rows,
     )
     return Asked(cache, decoder.apply(weights, hidden, method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
-
-
-def _repeat(tree, times: int):
-    return tree if times == 1 else jax.tree.map(lambda x: jnp.repeat(x, times, 0), tree)
 
 
 def feed(
@@ -247,7 +243,7 @@ def beam(
         "logits": spread(asked.logits[:, begun].astype(jnp.float32)),
     }
     unfinished = lambda carry: (carry[0] < grammar.rounds - 1) & jnp.any(carry[1]["read"] > 0)
-    _, s, cache = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), _repeat(asked.cache, spans)))
+    _, s, cache = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), fork(asked.cache, spans)))
     dead = s["score"] <= NEVER / 2
     order = jnp.argsort(-s["score"], axis=1, stable=True)
     sort = lambda x: x[row, order]

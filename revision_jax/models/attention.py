@@ -89,21 +89,47 @@ def cached_attention(
     k: Float[Array, "B G d M"],
     v: Float[Array, "B G M d"],
     *,
-    mask: Bool[Array, "#B #K #S M"] | None = None,
-    bias: Float[Array, "#B #K #S #M"] | None = None,
+    before: tuple[Float[Array, "C G d P"], Float[Array, "C G P d"]] | None = None,
+    mask: Bool[Array, "#B #K #S L"] | None = None,
+    bias: Float[Array, "#B #K #S #L"] | None = None,
     implementation: str = "xla",
 ) -> Float[Array, "B S K d"]:
-    """`attention` over keys and values as a cache holds them (`models/cache.py`)."""
-    if implementation != "xla":
-        return attention(q, jnp.moveaxis(k, 3, 1), jnp.moveaxis(v, 2, 1), mask=mask, bias=bias, implementation=implementation)
+    """`attention` over keys and values as a cache holds them (`models/cache.py`).
+
+    before: keys and values of P columns in front of these M, L = P + M, that B / C rows one after another share and none holds a copy of.
+    """
     batch, rows, heads, width = q.shape
     groups = k.shape[1]
+    if implementation != "xla":
+        if before is not None:
+            k, v = (jnp.concatenate([jnp.repeat(x, batch // len(x), 0), own], axis) for x, own, axis in zip(before, (k, v), (3, 2), strict=True))
+        return attention(q, jnp.moveaxis(k, 3, 1), jnp.moveaxis(v, 2, 1), mask=mask, bias=bias, implementation=implementation)
+
     # Rows and heads of one group are the rows of one plain matrix product, which a CPU has fast code for.
     grouped = jnp.moveaxis(q.reshape(batch, rows, groups, heads // groups, width), 1, 3).reshape(batch, groups, -1, width)
-    scores = jnp.einsum("bgnd,bgdm->bgnm", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
-    weights = _softmax(scores.reshape(batch, groups, heads // groups, rows, -1), mask, bias).reshape(scores.shape)
-    out = jnp.einsum("bgnm,bgmd->bgnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bgnd,bgdm->bgnm", grouped, k, preferred_element_type=jnp.float32)
+    if before is not None:
+        first = jnp.einsum("bgnd,bgdm->bgnm", _joined(grouped, len(before[0])), before[0], preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([_parted(first, batch), scores], -1)
+    weights = _softmax((scores * width**-0.5).reshape(batch, groups, heads // groups, rows, -1), mask, bias).reshape(scores.shape).astype(v.dtype)
+    own = weights[..., weights.shape[-1] - k.shape[3] :]
+    out = jnp.einsum("bgnm,bgmd->bgnd", own, v, preferred_element_type=jnp.float32)
+    if before is not None:
+        seen = _joined(weights[..., : before[0].shape[3]], len(before[0]))
+        out = out + _parted(jnp.einsum("bgnm,bgmd->bgnd", seen, before[1], preferred_element_type=jnp.float32), batch)
     return jnp.moveaxis(out.reshape(batch, groups, heads // groups, rows, width), 3, 1).reshape(batch, rows, heads, width).astype(q.dtype)
+
+
+def _joined(x, count):
+    """[B G n w] as [C G (B/C n) w]: what the rows that share a prompt ask of it is one matrix product."""
+    batch, groups, _, width = x.shape
+    return jnp.moveaxis(x.reshape(count, batch // count, groups, -1, width), 1, 2).reshape(count, groups, -1, width)
+
+
+def _parted(x, batch):
+    """`_joined` undone."""
+    count, groups, _, width = x.shape
+    return jnp.moveaxis(x.reshape(count, groups, batch // count, -1, width), 2, 1).reshape(batch, groups, -1, width)
 
 
 def _splash(q, k, v, mask, bias, scale):

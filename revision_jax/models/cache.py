@@ -1,5 +1,9 @@
 """The decoder's KV cache: `{"layers": [{"k" [B G d M], "v" [B G M d]}, ..], "valid" [B M], "signal" [B M C] or None}`.
 
+A cache that lies behind another one (`behind`) holds that one's keys and values apart, as "before" in each layer, and never writes them. Then M of a layer's own
+arrays are the slots behind those alone, while slots are numbered, valid and signal told, for both. Hypotheses of one prompt share what is before (`fork`):
+its rows are fewer, row b being that of rows b J to b J + J - 1.
+
 Heads come before slots, and keys lie with their width first, so that the two products of a step (query by keys, weights by values) read them as they lie. With
 slots first a CPU copies the whole cache at every token: a step's attention over 200 slots took thirty times as long.
 """
@@ -44,12 +48,18 @@ def write(slots: Array, new: Array, start: Int[Array, "*b"] | int, axis: int = 1
 def write_layer(layer: dict, k: Array, v: Array, start: Int[Array, "*b"] | int) -> dict:
     """A layer's part of the cache with the keys and values [B S G d] of new slots."""
     k, v = jnp.moveaxis(k, 1, SLOTS["k"]), jnp.moveaxis(v, 1, SLOTS["v"])
-    return {"k": write(layer["k"], k, start, SLOTS["k"]), "v": write(layer["v"], v, start, SLOTS["v"])}
+    start = start - before(layer)
+    return {**layer, "k": write(layer["k"], k, start, SLOTS["k"]), "v": write(layer["v"], v, start, SLOTS["v"])}
+
+
+def before(layer: dict) -> int:
+    """How many slots of a layer's part lie in the cache before it."""
+    return layer["before"]["v"].shape[SLOTS["v"]] if "before" in layer else 0
 
 
 def map_slots(function: Callable[[Array, int], Array], cache: dict) -> dict:
-    """The cache with `function(array, axis of its slots)` in place of each array."""
-    layers = [{name: function(layer[name], axis) for name, axis in SLOTS.items()} for layer in cache["layers"]]
+    """The cache with `function(array, axis of its slots)` in place of each array of its own."""
+    layers = [layer | {name: function(layer[name], axis) for name, axis in SLOTS.items()} for layer in cache["layers"]]
     signal = None if cache["signal"] is None else function(cache["signal"], 1)
     return {"layers": layers, "valid": function(cache["valid"], 1), "signal": signal}
 
@@ -59,21 +69,32 @@ def grow(cache: dict, more: int) -> dict:
     return map_slots(lambda x, axis: jnp.pad(x, [(0, more if i == axis else 0) for i in range(x.ndim)]), cache)
 
 
+def behind(cache: dict, more: int) -> dict:
+    """An empty cache of `more` slots behind the slots of this one, which are read where they lie. It has no signal yet."""
+    batch, groups, length, width = cache["layers"][0]["v"].shape
+    empty = lambda layer: {"k": jnp.zeros((batch, groups, width, more), layer["k"].dtype), "v": jnp.zeros((batch, groups, more, width), layer["v"].dtype)}
+    layers = [{**empty(layer), "before": {name: layer[name] for name in SLOTS}} for layer in cache["layers"]]
+    return {"layers": layers, "valid": jnp.pad(cache["valid"], ((0, 0), (0, more))), "signal": None}
+
+
+def fork(cache: dict, times: int) -> dict:
+    """Each row `times` times, what is before them once."""
+    if times == 1:
+        return cache
+    repeated = map_slots(lambda x, axis: jnp.repeat(x, times, 0), {**cache, "signal": None})
+    return {**repeated, "signal": None if cache["signal"] is None else jnp.repeat(cache["signal"], times, 0)}
+
+
 def follow(cache: dict, rows: Int[Array, "B"], first: int, count: int) -> dict:
     """The cache with `count` slots from `first` on taken from other rows, as beam search needs it where rows differ in these slots alone."""
+    total = cache["valid"].shape[1]
 
     def picked(x: Array, axis: int) -> Array:
-        part = jax.lax.slice_in_dim(x, first, first + count, axis=axis)[rows]
-        return jax.lax.dynamic_update_slice_in_dim(x, part, first, axis)
+        own = first - (total - x.shape[axis])  # keys and values leave out the slots before them
+        part = jax.lax.slice_in_dim(x, own, own + count, axis=axis)[rows]
+        return jax.lax.dynamic_update_slice_in_dim(x, part, own, axis)
 
     return {**map_slots(picked, {**cache, "signal": None}), "signal": cache["signal"]}
-
-
-def broadcast_cache(cache: dict, batch: int) -> dict:
-    """A cache of one row, such as a film's shared prefix, as `batch` equal rows. Raises ValueError if it has more rows than one."""
-    if cache["valid"].shape[0] != 1:
-        raise ValueError(f"decoder: only a cache of one row can be broadcast, this has {cache['valid'].shape[0]}")
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), cache)
 
 
 def stack_caches(caches: list[dict]) -> dict:

@@ -26,6 +26,8 @@ Qwen2ForCausalLM. The search signal is this project's own (docs/architecture.md)
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -103,13 +105,20 @@ class Attention(nn.Module):
             out = sequence_attention(q, k, v, segments, causal=True, reads=reads, columns=columns, implementation=c.attention, rules=self.rules)
         else:  # over a cache, or few rows: no kernel of whole sequences
             kernel = "xla" if c.attention == "splash" else c.attention
-            attend = attention if cache is None else cached_attention
 
-            def seen(q: Array, k: Array, v: Array, mask: Array, reads: Array | None, columns: Array | None) -> Array:
-                return attend(q, k, v, mask=mask, bias=None if columns is None else read_bias(reads, columns), implementation=kernel)
+            def seen(q: Array, k: Array, v: Array, mask: Array, reads: Array | None, columns: Array | None, *before: Array) -> Array:
+                bias = None if columns is None else read_bias(reads, columns)
+                if cache is None:
+                    return attention(q, k, v, mask=mask, bias=bias, implementation=kernel)
+                return cached_attention(q, k, v, before=before or None, mask=mask, bias=bias, implementation=kernel)
 
-            k, v = (k, v) if cache is None else (cache["k"].astype(q.dtype), cache["v"].astype(q.dtype))
-            out = by_batch(seen, mask.shape[-1], q, k, v, mask, reads, columns)
+            before = ()
+            if cache is not None:
+                k, v = cache["k"].astype(q.dtype), cache["v"].astype(q.dtype)
+                before = tuple(cache["before"][name].astype(q.dtype) for name in ("k", "v")) if "before" in cache else ()
+            shared = bool(before) and len(before[0]) != len(q)  # by rows of other numbers, which cannot be taken a few at a time with them
+            attend = seen if shared else functools.partial(by_batch, seen, mask.shape[-1])
+            out = attend(q, k, v, mask, reads, columns, *before)
         return linear("o", c.width, False)(out.reshape(*out.shape[:2], -1), deterministic), cache
 
 

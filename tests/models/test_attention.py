@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from revision_jax.config import ConfigError
-from revision_jax.models.attention import attention
+from revision_jax.models.attention import attention, cached_attention
 
 
 def reference(q, k, v, mask=None, bias=None, scale=None) -> np.ndarray:
@@ -181,3 +181,17 @@ np.testing.assert_allclose(jax.jit(loss)(*laid), expected, atol=1e-5)
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags})
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+def test_columns_that_rows_share_need_no_copy(shared):
+    """Two prompts of `shared` rows each: keys and values in front of a row's own, held once for a prompt, are as a copy for each row."""
+    prompts, rows, heads, groups, width, first, own = 2, 2, 4, 2, 8, 7, 5
+    batch, rng = prompts * shared, np.random.default_rng(0)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    q, k, v = normal(batch, rows, heads, width), normal(batch, groups, width, own), normal(batch, groups, own, width)
+    before = normal(prompts, groups, width, first), normal(prompts, groups, first, width)
+    mask, bias = jnp.asarray(rng.random((batch, 1, rows, first + own)) < 0.7), normal(batch, heads, rows, first + own)
+    whole = [jnp.concatenate([jnp.repeat(x, shared, 0), y], axis) for x, y, axis in zip(before, (k, v), (3, 2), strict=True)]
+    wanted = reference(q, jnp.moveaxis(whole[0], 3, 1), jnp.moveaxis(whole[1], 2, 1), mask, bias)
+    np.testing.assert_allclose(cached_attention(q, k, v, before=before, mask=mask, bias=bias), wanted, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from revision_jax.config import DecoderConfig, ExperimentConfig, LoraConfig, Sig
 from revision_jax.convert.llama import LLAMA
 from revision_jax.convert.load import load_state
 from revision_jax.convert.source import ArraySource
-from revision_jax.models.cache import broadcast_cache, init_cache, stack_caches, take_rows
+from revision_jax.models.cache import behind, fork, init_cache, stack_caches
 from revision_jax.models.decoder import SIGNAL_GAIN, Decoder, init_decoder, init_lora, merge_lora
 from tests.golden.make_decoder import CONFIGS, LIVE, reference
 
@@ -234,26 +234,26 @@ def test_rows_may_start_at_different_slots():
         np.testing.assert_allclose(hidden[row], alone[0, n:], atol=2e-5)
 
 
-def test_a_shared_prefix_is_computed_once_and_broadcast():
+@pytest.mark.parametrize("start", ["int", "row"])
+def test_a_shared_prefix_is_computed_once_and_held_once(start):
     i = inputs()
     prefix = {name: i[name][:1, :6] for name in ("embeds", "positions", "valid")}
-    cache = call(CONFIG, variables(), **prefix, cache=init_cache(CONFIG, 1, LENGTH), start=0)[1]
-    rows = broadcast_cache(cache, BATCH)
+    cache = call(CONFIG, variables(), **prefix, cache=init_cache(CONFIG, 1, 6), start=0)[1]
+    rows = fork(behind(cache, LENGTH - 6), BATCH)
     rest = {name: i[name][:, 6:] for name in ("embeds", "valid")}
     positions = jnp.maximum(jnp.cumsum(rest["valid"], 1) - 1, 0) + 5
     signal = i["signal"][::-1]
     hidden, _ = call(
-        CONFIG, variables(), rest["embeds"], positions, rest["valid"], reads=i["reads"][:, 6:], signal=signal, summary=i["summary"], cache=rows, start=6)
+        CONFIG, variables(), rest["embeds"], positions, rest["valid"], reads=i["reads"][:, 6:], signal=signal, summary=i["summary"], cache=rows,
+        start={"int": 6, "row": jnp.full(BATCH, 6)}[start])
     both = {name: jnp.concatenate([jnp.broadcast_to(prefix[name], (BATCH, *prefix[name].shape[1:])), rest[name]], 1) for name in ("embeds", "valid")}
     whole, _ = call(
         CONFIG, variables(), both["embeds"], jnp.concatenate([jnp.broadcast_to(prefix["positions"], (BATCH, 6)), positions], 1), both["valid"],
         reads=i["reads"], signal=signal, summary=i["summary"])
     seen = np.asarray(rest["valid"])
     np.testing.assert_allclose(np.asarray(hidden)[seen], np.asarray(whole[:, 6:])[seen], atol=2e-5)
-    swapped = take_rows(rows, jnp.asarray([1, 0]))
-    assert jax.tree.map(np.shape, swapped) == jax.tree.map(np.shape, rows)
-    with pytest.raises(ValueError, match="one row"):
-        broadcast_cache(rows, 4)
+    layer = rows["layers"][0]
+    assert len(layer["before"]["k"]) == 1 and len(layer["k"]) == len(rows["valid"]) == BATCH and layer["k"].shape[3] == LENGTH - 6
 
 
 def test_a_cache_that_is_too_short_or_has_no_start_is_refused():
