@@ -122,8 +122,11 @@ def _lines(chart: Lines) -> Image.Image:
             y = low + (high - low) * step / 4
             pen.line((left, down(y), left + wide, down(y)), GRID, 1)
             pen.text((left - 46, down(y) - 8), _number(y), MUTED, _font(12))
+        taken = -math.inf
         for x in _ticks([p.x for p in points]):
-            pen.text((across(x) - 8, top + HEIGHT + 6), _number(x), MUTED, _font(12))
+            if across(x) - 8 > taken:  # numbers of close values would lie over each other
+                pen.text((across(x) - 8, top + HEIGHT + 6), _number(x), MUTED, _font(12))
+                taken = across(x) + pen.textlength(_number(x), _font(12))
         pen.text((left + wide - pen.textlength(chart.axis, _font(13)), top + HEIGHT + 24), chart.axis, MUTED, _font(13))
         for index, (name, series) in enumerate(panel.items()):
             colour = SERIES[index % len(SERIES)]

@@ -8,8 +8,8 @@
               frame answer      a window, for one question
     patch     patch answer      a few seconds, for one question
 
-Rows are filled up to the next of `LevelConfig.batches` with copies whose results are dropped, questions to the next of `prompt_lengths`. Results come back as NumPy, but for the prefixes. What the programs
-compute: `level_functions.py`; all that a config needs: `program_shapes.py`.
+Rows are filled up to the next of `LevelConfig.batches` with copies whose results are dropped, questions to the next of `GroundingConfig.prompt_lengths`.
+Results come back as NumPy, but for the prefixes. What the programs compute: `level_functions.py`; all that a config needs: `program_shapes.py`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The decoder's KV cache: `{"layers": [{"k" [B G d M], "v" [B G M d]}, ..], "valid" [B M], "signal" [B M C] or None}`.
 
-A cache that lies behind another one (`behind`) holds that one's keys and values apart, as "before" in each layer, and never writes them. Then M of a layer's own
-arrays are the slots behind those alone, while slots are numbered, valid and signal told, for both. Hypotheses of one prompt share what is before (`fork`):
-its rows are fewer, row b being that of rows b J to b J + J - 1.
+A cache that lies behind another one (`behind`) holds that one's keys and values apart, as "before" in each layer, and never writes them. Then M of a layer's
+own arrays are the slots behind those alone, while slots are numbered, and valid and signal told, for both. Hypotheses of one prompt share what is before
+(`fork`): its rows are fewer, row b being that of rows b J to b J + J - 1.
 
 Heads come before slots, and keys lie with their width first, so that the two products of a step (query by keys, weights by values) read them as they lie. With
 slots first a CPU copies the whole cache at every token: a step's attention over 200 slots took thirty times as long.
@@ -70,19 +70,18 @@ def grow(cache: dict, more: int) -> dict:
 
 
 def behind(cache: dict, more: int) -> dict:
-    """An empty cache of `more` slots behind the slots of this one, which are read where they lie. It has no signal yet."""
-    batch, groups, length, width = cache["layers"][0]["v"].shape
-    empty = lambda layer: {"k": jnp.zeros((batch, groups, width, more), layer["k"].dtype), "v": jnp.zeros((batch, groups, more, width), layer["v"].dtype)}
-    layers = [{**empty(layer), "before": {name: layer[name] for name in SLOTS}} for layer in cache["layers"]]
+    """An empty cache of `more` slots behind the slots of this one, which are read where they lie and lie behind no others. It has no signal yet."""
+
+    def empty(x: Array, axis: int) -> Array:
+        return jnp.zeros((*x.shape[:axis], more, *x.shape[axis + 1 :]), x.dtype)
+
+    layers = [{name: empty(layer[name], axis) for name, axis in SLOTS.items()} | {"before": layer} for layer in cache["layers"]]
     return {"layers": layers, "valid": jnp.pad(cache["valid"], ((0, 0), (0, more))), "signal": None}
 
 
 def fork(cache: dict, times: int) -> dict:
     """Each row `times` times, what is before them once."""
-    if times == 1:
-        return cache
-    repeated = map_slots(lambda x, axis: jnp.repeat(x, times, 0), {**cache, "signal": None})
-    return {**repeated, "signal": None if cache["signal"] is None else jnp.repeat(cache["signal"], times, 0)}
+    return cache if times == 1 else map_slots(lambda x, axis: jnp.repeat(x, times, 0), cache)
 
 
 def follow(cache: dict, rows: Int[Array, "B"], first: int, count: int) -> dict:

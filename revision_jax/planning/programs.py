@@ -149,7 +149,10 @@ def _train_flops(program: Program) -> int:
 
 
 def answer_programs(config: ExperimentConfig, tokenizer: Tokenizer) -> Iterator[Program]:
-    """The programs that answering with a config compiles, of each the one with the most rows and the longest questions; none for a model without a text tower. Raises ConfigError where prompts and sizes do not fit."""
+    """The programs that answering with a config compiles, of each the one with the most rows and the longest questions; none for a model without a text tower.
+
+    Raises ConfigError where prompts and sizes do not fit.
+    """
     if config.text is None:
         return
     functions = LevelFunctions(config, tokenizer)

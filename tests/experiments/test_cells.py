@@ -16,7 +16,7 @@ from tests.experiments.answers import answers
 
 CELLS = {
     "hierarchies": 4, "levels": 3, "contrastive": 6, "negatives": 18, "confidence": 5, "length": 6, "needle": 20, "pruning": 9, "pruner_place": 2, "time": 9,
-    "signal": 5, "distribution": 10,
+    "signal": 5, "distribution": 11,
 }  # fmt: skip
 
 

@@ -65,7 +65,8 @@ def test_calls_of_half_a_batch_and_of_half_a_question(config, tokenizer):
     """[rows, positions of the question] of each program that reads one: batches of 2, 4 and 4, and room for long questions."""
     long = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, prompt_len=64))
     shapes = list(program_shapes(LevelFunctions(long, tokenizer), abstract_state(long)))
-    asked = {name: [x.arrays[-1]["after_ids"].shape for x in shapes if x.level == name and "answer" in x.kind] for name in ("nested", "sparse", "dense", "patch")}
+    levels = ("nested", "sparse", "dense", "patch")
+    asked = {name: [x.arrays[-1]["after_ids"].shape for x in shapes if x.level == name and "answer" in x.kind] for name in levels}
     both = lambda rows: [(rows, 64), (rows, 32)]
     assert asked == {"nested": both(1), "sparse": both(2) + both(1), "dense": both(4) + both(2), "patch": both(4) + both(2)}
     assert [x.arrays[1].shape for x in shapes if x.kind == "frame prefix"] == [(4, 40), (2, 40)]
