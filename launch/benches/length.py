@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,27 +33,27 @@ class Watched(Counted):
 
     seconds, most, watching = 0.0, 0, False
 
-    def run(self, kind: str, name: str, *arrays: Any) -> Any:
+    def run_each(self, kind: str, name: str, calls: Sequence[tuple]) -> list:
         import jax
 
         began = time.perf_counter()
-        made = super().run(kind, name, *arrays)
+        made = super().run_each(kind, name, calls)
         if "answer" in kind or "prefix" in kind:
             jax.block_until_ready(made)
             self.seconds += time.perf_counter() - began
         if self.watching:
-            self.most = max(self.most, self._held(kind, name, arrays))
+            self.most = max(self.most, self._held(kind, name, calls))
         return made
 
-    def _held(self, kind: str, name: str, arrays: tuple) -> int:
+    def _held(self, kind: str, name: str, calls: Sequence[tuple]) -> int:
         import jax
 
         from revision_jax.grounding.level_functions import level_state
 
-        compiled = self.stored(kind, name).prepare(level_state(self.state, name), *arrays)
-        host = sum(x.nbytes for x in jax.tree.leaves(arrays) if isinstance(x, np.ndarray))  # moved to the device for the call
+        compiled = self.stored(kind, name).prepare(level_state(self.state, name), *calls[0])
+        host = sum(x.nbytes for x in jax.tree.leaves(calls) if isinstance(x, np.ndarray))  # moved to the device for the call
         held = {x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()}  # some have two names
-        return sum(held.values()) + host + compiled.memory_analysis().temp_size_in_bytes
+        return sum(held.values()) + host + len(calls) * compiled.memory_analysis().temp_size_in_bytes  # as if all of them ran side by side
 
 
 def length(options: argparse.Namespace) -> dict[str, float | int]:
