@@ -61,11 +61,11 @@ CROPS = dataclasses.replace(WINDOWS, after=FRAMES.after)  # stage 2 is trained w
 
 def get_config() -> ExperimentConfig:
     group = LevelConfig(
-        name="sparse-100", kind="sparse", span_s=125.0, stride_s=25.0, tokens=100, frames=250, batch=4, beam=16, spans=4, adapter=SPARSE,
+        name="sparse-100", kind="sparse", span_s=125.0, stride_s=25.0, tokens=100, frames=250, batch=4, rest=2, beam=16, spans=4, adapter=SPARSE,
         prompt=WINDOWS, sampling="linspace",
     )  # fmt: skip
     dense = LevelConfig(
-        name="dense", kind="dense", span_s=125.0, stride_s=62.5, tokens=250, sampling="linspace", batch=4, beam=5, spans=4, adapter=DENSE, prompt=FRAMES
+        name="dense", kind="dense", span_s=125.0, stride_s=62.5, tokens=250, sampling="linspace", batch=4, rest=2, beam=5, spans=4, adapter=DENSE, prompt=FRAMES
     )
     return ExperimentConfig(
         name="revisionllm_7b_mad",

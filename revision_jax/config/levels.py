@@ -57,6 +57,7 @@ class LevelConfig:
     # end, both included, cut to whole numbers of stored frames.
     sampling: Literal["even", "linspace"] = "even"
     batch: int = 8  # groups or windows of one device call
+    rest: int = 0  # those of a last call with no more than so many; 0: it is filled up like all others. Programs of its own, worth it for a large decoder
     zooms: tuple[int, ...] = (1,)  # sparse, nested: the windows are also asked about in groups of tokens // z, each window shown z times in a row
     beam: int = 8  # candidates kept for the next level
     beam_share: float = 0.0  # sparse, nested: at least this share of the windows is kept, so that a long film keeps more of them than `beam`
@@ -73,6 +74,7 @@ class LevelConfig:
         _one_of(f"{w}.sampling", self.sampling, ("even", "linspace"))
         _check(self.sampling == "even" or self.kind != "patch", f"{w}.sampling", "a patch level's frames are stored ones, side by side: 'even'")
         _positive(w, span_s=self.span_s, stride_s=self.stride_s, tokens=self.tokens, batch=self.batch, beam=self.beam, spans=self.spans)
+        _check(self.rest >= 0, f"{w}.rest", f"must not be negative, is {self.rest}")
         _check(0 <= self.beam_share <= 1, f"{w}.beam_share", f"must lie in [0, 1], is {self.beam_share}")
         _check(self.kind not in ("sparse", "video") or self.frames > 0, f"{w}.frames", f"a {self.kind} level needs the frames of a window")
         _check(self.kind != "patch" or self.budget > 0, f"{w}.budget", "a patch level needs a token budget")
@@ -94,7 +96,7 @@ class LevelConfig:
     @property
     def batches(self) -> tuple[int, ...]:
         """Rows that its calls may have, most first: those behind the last full batch are filled up to the next of them."""
-        return (self.batch, self.batch // 2) if self.batch > 1 else (1,)
+        return (self.batch, self.rest) if 0 < self.rest < self.batch else (self.batch,)
 
     @property
     def windows(self) -> int:

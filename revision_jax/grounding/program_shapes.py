@@ -1,7 +1,7 @@
 """Every program that answering with a model needs, as (kind, level, shapes): a finite list, known from its config before there is any video.
 
 What a film can change is the grid that its frames are seen at (`VisionConfig.grids`), and so how many tokens a frame has. All else is a size of the config:
-the film's length and the number of questions change how often a program is called, and whether its last call has `LevelConfig.batches`' fewer rows.
+the film's length and the number of questions change how often a program is called, and whether its last one has the rows of `LevelConfig.rest`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 
 import jax
@@ -14,12 +15,13 @@ from revision_jax.extraction.patches import LINES, encoder_programs
 from revision_jax.extraction.video import CHUNK
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes, token_counts
+from revision_jax.grounding.programs import Programs
 from revision_jax.grounding.search import Searcher
 from revision_jax.models.revision import abstract_state
 from revision_jax.stored_programs import StoredProgram
 from tests.grounding.conftest import random_film
 from tests.grounding.test_patch_encoder import two_encoders
-from tests.grounding.test_search import QUERIES, patches
+from tests.grounding.test_search import QUERIES, patches, spans
 
 LENGTHS = (3.2, 30, 47.3, 60, 300, 601.5, 1799, 1800, 2400, 7200)  # seconds
 
@@ -48,6 +50,17 @@ def test_a_session_over_ten_lengths_compiles_nothing_else(config, programs, monk
     assert called == ready
 
 
+def test_a_rest_has_calls_of_its_own_and_the_same_answers(config, state, tokenizer):
+    whole, rests = (Programs(one, state, tokenizer) for one in (config, with_rests(config)))
+    films = [random_film(seconds, seed) for seed, seconds in enumerate((60, 601.5, 2400))]
+    found = [[Searcher(programs.config, programs).search(film, QUERIES, refine=patches) for film in films] for programs in (whole, rests)]
+    for one, other in zip(itertools.chain(*found[0]), itertools.chain(*found[1]), strict=True):
+        assert np.asarray(spans(one)) == pytest.approx(np.asarray(spans(other)), abs=1e-4)
+    assert set(whole.compiled.values()) == {1}
+    assert {count for (kind, name), count in rests.compiled.items() if "tokens" in kind or not name} == {1}
+    assert max(rests.compiled.values()) == 2
+
+
 def test_compiles_would_be_seen(caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         jax.jit(lambda x: x + 17)(np.zeros(3, np.float32))
@@ -61,9 +74,15 @@ def listed(config, tokenizer, *names: str) -> list[tuple[str, str]]:
     return [(shape.kind, shape.level) for shape in program_shapes(LevelFunctions(config, tokenizer), abstract_state(config), largest=True)]
 
 
-def test_calls_of_half_a_batch_and_of_half_a_question(config, tokenizer):
+def with_rests(config, **changes):
+    """Levels whose last call may have half of their batch's rows."""
+    levels = tuple(dataclasses.replace(level, rest=level.batch // 2) for level in config.grounding.levels)
+    return dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, levels=levels, **changes))
+
+
+def test_calls_of_a_rest_and_of_half_a_question(config, tokenizer):
     """[rows, positions of the question] of each program that reads one: batches of 2, 4 and 4, and room for long questions."""
-    long = dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, prompt_len=64))
+    long = with_rests(config, prompt_len=64)
     shapes = list(program_shapes(LevelFunctions(long, tokenizer), abstract_state(long)))
     levels = ("nested", "sparse", "dense", "patch")
     asked = {name: [x.arrays[-1]["after_ids"].shape for x in shapes if x.level == name and "answer" in x.kind] for name in levels}
@@ -95,7 +114,7 @@ def test_the_patch_levels_own_encoder_has_a_program_and_its_tokens_a_shape(token
     config = two_encoders()
     state = abstract_state(config)
     assert [program.name for program, _ in encoder_programs(config, state["params"])] == ["encode/vision", "encode/patch_vision"]
-    (patch,) = (shape for shape in program_shapes(LevelFunctions(config, tokenizer), state) if shape.kind == "patch answer" and len(shape.arrays[0]) == 4)
+    (patch,) = (shape for shape in program_shapes(LevelFunctions(config, tokenizer), state) if shape.kind == "patch answer" )
     assert patch.arrays[0].shape == (4, 8, 16, 24)
 
 

@@ -98,13 +98,12 @@ def test_one_window_asked_twice_is_encoded_once(searcher):
 def test_what_is_compiled_does_not_depend_on_the_films_length(searcher, programs):
     searcher.search(random_film(600), QUERIES, refine=patches)
     searcher.search(random_film(7200, seed=1), QUERIES[:1], refine=patches)  # the nested level too
-    counted = programs.calls
+    before, counted = dict(programs.compiled), programs.calls
     searcher.search(random_film(601.5, seed=2), QUERIES, refine=patches)
     ten_minutes = programs.calls - counted
     long = searcher.search(random_film(10800, seed=3), QUERIES[:1], refine=patches)
     searcher.search(random_film(47.3, seed=4), QUERIES, refine=patches)
-    for (kind, name), count in programs.compiled.items():  # of calls with rows, one for a full batch and one for half of it
-        assert count <= (1 if "tokens" in kind or not name else len(searcher.config.grounding.level(name).batches))
+    assert programs.compiled == before and set(before.values()) == {1}
     assert ten_minutes < programs.calls
     nested, sparse, dense, _ = long[0].levels
     assert nested.level.kind == "nested" and nested.count == 90 and sparse.count == 1079
