@@ -1,4 +1,4 @@
-"""The programs of a model: a few per level, each with one static shape, whatever the film's length and the number of questions.
+"""The programs of a model: a few per level, of static shapes, whatever the film's length and the number of questions.
 
     level     program           rows of its batch                      shares between questions
     sparse    window tokens     windows of a group, for one question   nothing: a sparse token is made in the light of the question

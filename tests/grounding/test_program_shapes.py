@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from revision_jax.config import LevelConfig, PrunerConfig
+from revision_jax.config import ConfigError, LevelConfig, PrunerConfig
 from revision_jax.extraction.patches import LINES, encoder_programs
 from revision_jax.extraction.video import CHUNK
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
@@ -48,6 +48,13 @@ def test_a_session_over_ten_lengths_compiles_nothing_else(config, programs, monk
     assert [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()] == []
     assert programs.compiled == compiled
     assert called == ready
+
+
+def test_which_rows_a_call_may_have():
+    assert [LevelConfig(batch=batch, rest=rest).batches for batch, rest in ((8, 0), (4, 2), (1, 2), (2, 2))] == [(8,), (4, 2), (1,), (2,)]
+    assert [LevelConfig(kind="sparse", frames=1, tokens=tokens).windows for tokens in (12, 32, 33, 100, 120)] == [12, 32, 17, 25, 30]
+    with pytest.raises(ConfigError, match=r"levels\.dense\.rest: must not be negative, is -1"):
+        LevelConfig(rest=-1)
 
 
 def test_a_rest_has_calls_of_its_own_and_the_same_answers(config, state, tokenizer):
