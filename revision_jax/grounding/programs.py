@@ -159,7 +159,7 @@ class Programs:
     def on_device(level: LevelConfig, arrays: dict, valid: np.ndarray) -> list[tuple[dict, jax.Array]]:
         """Windows, {"frame" [W T E], "tokens" [W T N E]} and valid [W T], moved to the device once for all questions, `level.windows` a call."""
         size = level.windows
-        put = lambda x: jax.device_put(np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) if len(x) < size else x)
+        put = lambda x: jax.device_put(_filled(x, size))
         cut = [slice(first, first + size) for first in range(0, len(valid), size)]
         return [({name: put(x[part]) for name, x in arrays.items()}, put(valid[part])) for part in cut]
 
@@ -182,9 +182,8 @@ class Programs:
         """Answers over groups of at most `level.tokens` window (or run) tokens, each for its question; and the device calls it took."""
         out, calls = [], 0
         for rows in _batches(list(groups), level):
-            fill = lambda x: np.concatenate([x, np.zeros((level.tokens - len(x), *x.shape[1:]), x.dtype)])
-            token = np.stack([fill(tokens.token) for tokens, _ in rows.filled])
-            seen = np.stack([fill(tokens.level) for tokens, _ in rows.filled])
+            token = np.stack([_filled(tokens.token, level.tokens) for tokens, _ in rows.filled])
+            seen = np.stack([_filled(tokens.level, level.tokens) for tokens, _ in rows.filled])
             valid = np.stack([np.arange(level.tokens) < len(tokens.level) for tokens, _ in rows.filled])
             made = self.run("window answer", level.name, token, seen, valid, self._questions([q for _, q in rows.filled], level))
             out.append(_host(made, rows.count))
@@ -232,7 +231,12 @@ class Programs:
 
 def _cores() -> int:
     """Of a CPU that calls run on, 1 elsewhere."""
-    return os.cpu_count() or 1 if jax.default_backend() == "cpu" else 1
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
+def _filled(x: np.ndarray, size: int) -> np.ndarray:
+    """`x` with zeros behind its rows, `size` in all."""
+    return np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) if len(x) < size else x
 
 
 class _Batch(NamedTuple):

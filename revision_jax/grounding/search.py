@@ -243,18 +243,22 @@ class Searcher:
         with it. Questions share them, but where the adapter reads the question."""
         reads = level.adapter.reads_query
         keys = [(source.key, level.name, window, asked[number].question.text if reads else "") for window, number in rows]
-        last, firsts = {key: i for i, key in enumerate(keys)}, {key: i for i, key in reversed(list(enumerate(keys)))}
+        last = {key: i for i, key in enumerate(keys)}
         made: dict[tuple, dict] = {}
         for i, key in enumerate(keys):
             entry = made.get(key) or self.prefixes.get(key)
             if entry is None:
-                behind = (k for k in itertools.islice(keys, i, None) if k not in made and k not in self.prefixes)
-                wanted = list(itertools.islice(dict.fromkeys(behind), level.batch))
-                arrays, valid = gather(source, [rows[firsts[k]][0] for k in wanted], level.tokens, self.programs.names, level.sampling)
-                questions = [asked[rows[firsts[k]][1]].question for k in wanted] if reads else None
-                made |= zip(wanted, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True)
-                for k in wanted:
-                    self.prefixes.put(k, made[k])
+                wanted: dict[tuple, int] = {}  # of each missing key its next row
+                for j in range(i, len(keys)):
+                    if keys[j] not in made and keys[j] not in self.prefixes:
+                        wanted.setdefault(keys[j], j)
+                    if len(wanted) == level.batch:
+                        break
+                arrays, valid = gather(source, [rows[j][0] for j in wanted.values()], level.tokens, self.programs.names, level.sampling)
+                questions = [asked[rows[j][1]].question for j in wanted.values()] if reads else None
+                for k, prefix in zip(wanted, self.programs.frame_prefixes(level, arrays, valid, questions), strict=True):
+                    made[k] = prefix
+                    self.prefixes.put(k, prefix)
                 entry = made[key]
             yield entry
             if last[key] == i:

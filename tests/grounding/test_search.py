@@ -305,3 +305,18 @@ def test_an_adapter_that_reads_the_question_shares_no_prefix(config, tokenizer):
     asked = [_Asked(searcher._question(query), [], None) for query in QUERIES]
     first, second = (entry["cache"] for entry in searcher._shared(film, level, [(window, 0), (window, 1)], asked))
     assert not all(np.allclose(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_prefixes_are_made_a_full_call_at_a_time(config, programs, monkeypatch):
+    """Two questions about the same six windows, batches of 4: rows of two windows each, whose prefixes come from calls of four and of two."""
+    made, own = [], programs.frame_prefixes
+    monkeypatch.setattr(programs, "frame_prefixes", lambda level, arrays, valid, *rest: made.append(len(valid)) or own(level, arrays, valid, *rest))
+    places = [(100.0 * k, 100.0 * k + 10) for k in range(1, 7)]
+    cached, none = (Searcher(dataclasses.replace(config, grounding=dataclasses.replace(config.grounding, prefix_cache_mb=mb)), programs) for mb in (64, 0))
+    found = cached.localise(random_film(1000), QUERIES[:2], [places, places])
+    assert made == [4, 2]
+    cached.localise(random_film(1000), QUERIES[:2], [places, places])
+    assert made == [4, 2]  # the cache has them all
+    again = none.localise(random_film(1000), QUERIES[:2], [places, places])
+    assert made == [4, 2, 4, 2] and len(none.prefixes) == 0  # without a cache too
+    assert [spans(one) for one in again] == [spans(one) for one in found]
