@@ -38,7 +38,7 @@ def decide(outcomes: Sequence[Outcome]) -> Decision:
     # With every answer right, or every one wrong, the best temperature is no finite one.
     temperature = calibration.fit_temperature(table["confidence"], correct) if 0 < correct.sum() < len(correct) else 1.0
     threshold, _ = rejection.fit_threshold(calibration.apply_temperature(table["confidence"], temperature), table["present"] > 0)
-    return Decision(temperature, threshold, further([replace(o, moments=_tempered(o.moments, temperature)) for o in outcomes], threshold))
+    return Decision(temperature, threshold, further(_tempered(outcomes, temperature), threshold))
 
 
 def further(outcomes: Sequence[Outcome], threshold: float) -> float:
@@ -95,13 +95,16 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
     decision = decide(outcomes)
     fitted = fitted.with_threshold(decision.threshold, decision.further, decision.temperature)
     use(grounder, fitted)
-    honest = [replace(outcome, moments=_tempered(outcome.moments, decision.temperature)) for outcome in outcomes]
-    return fitted, false_alarms(honest)
+    return fitted, false_alarms(_tempered(outcomes, decision.temperature))
 
 
-def _tempered(found: Sequence[tuple[float, float, float, bool]], temperature: float) -> tuple[tuple[float, float, float, bool], ...]:
-    confidences = calibration.apply_temperature(np.asarray([moment[2] for moment in found], np.float64), temperature).tolist()
-    return tuple((s, e, c, a) for (s, e, _, a), c in zip(found, confidences, strict=True))
+def _tempered(outcomes: Sequence[Outcome], temperature: float) -> list[Outcome]:
+    """The same answers with every confidence behind a temperature."""
+    honest = []
+    for outcome in outcomes:
+        confidences = calibration.apply_temperature(np.asarray([moment[2] for moment in outcome.moments], np.float64), temperature).tolist()
+        honest.append(replace(outcome, moments=tuple((s, e, c, a) for (s, e, _, a), c in zip(outcome.moments, confidences, strict=True))))
+    return honest
 
 
 def hierarchy_of(grounder: Grounder, items: Sequence[Item]) -> str:

@@ -12,8 +12,8 @@ from revision_jax.experiments.training import STEPS, TRAIN_VIDEOS, cells, ground
 FIGURES = ("R1@0.5", "R5@0.5", "mIoU", "RejF1", "AUROC", "AUROC_right")
 VIDEOS = 8
 HOW = (
-    f"Trained for {STEPS['language']} + {STEPS['ground']} steps on {TRAIN_VIDEOS} films with the checkpoint's encoders, and asked by its frame level alone,"
-    " window by window: it tells how soon something is learnt, not where it ends.",
+    f"Trained for {STEPS['language']} + {STEPS['ground']} steps, or the share of them that `--steps` says, on {TRAIN_VIDEOS} films with the checkpoint's"
+    " encoders, and asked by its frame level alone, window by window: it tells how soon something is learnt, not where it ends.",
     "RejF1 at thresholds fitted on the other half of the films.",
 )
 
