@@ -3,7 +3,7 @@
     slots   [ before | visual tokens | question, cues, opening | answer ]
               `prefix`: its cache      `ask`                     `beam` / `free`
               does not depend on
-              the question (dense, patch)
+              the question              `prompt`: both in one call
 
 The beam searches spans alone: whether there is one is decided apart, by the share of "from" against "not" at the first answer token, so that a
 sure "no" does not hide where it would be. So every answer has the same opening ("from"), which is read with the question, and nothing is read behind the
@@ -26,6 +26,7 @@ from revision_jax.grounding.prompt import Grammar
 from revision_jax.models.cache import behind, follow, fork, init_cache
 from revision_jax.models.decoder import Decoder
 from revision_jax.models.revision import Visual, last_valid, question
+from revision_jax.sharding.activations import platform
 
 NEVER = -1e30  # a log-probability that is finite, so that sums and differences of it stay finite
 NOTHING = np.zeros(0, np.int32)
@@ -61,15 +62,8 @@ def variables(state: dict, name: str) -> dict:
 def prefix(config: ExperimentConfig, state: dict, name: str, before: Int[np.ndarray, "A"], visual: Visual) -> dict:
     """Cache of the slots before the question: [B, A + N]. Nothing of the question is in it."""
     decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
-    batch, n = visual.valid.shape
-    a = len(before)
-    parts, valid = [visual.tokens.astype(config.decoder.dtype)], visual.valid
-    if a:
-        text = decoder.apply(weights, jnp.asarray(before, jnp.int32)[None], method=Decoder.embed)
-        parts.insert(0, jnp.broadcast_to(text, (batch, a, config.decoder.width)))
-        valid = jnp.concatenate([jnp.ones((batch, a), bool), valid], 1)
-    positions = jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
-    _, cache = decoder.apply(weights, jnp.concatenate(parts, 1), positions, valid, cache=init_cache(config.decoder, batch, a + n), start=0)
+    embeds, valid = _front(decoder, weights, before, visual)
+    _, cache = decoder.apply(weights, embeds, _positions(valid), valid, cache=init_cache(config.decoder, *valid.shape), start=0)
     return cache
 
 
@@ -80,25 +74,68 @@ def ask(
     """Puts question, cues and the answer's opening tokens behind a prefix cache; room for `answer_len` answer slots is added. `visual`: its signal, summary and
     cues are what counts."""
     decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
+    used = cache["valid"].shape[1]
+    embeds, valid, rows = _back(decoder, weights, visual, after_ids, after_mask, opening)
+    s = valid.shape[1]
+    base = jnp.sum(cache["valid"], 1)
+    hidden, cache = decoder.apply(
+        weights, embeds, base[:, None] + _positions(valid), valid, reads=jnp.ones_like(valid), signal=_signal(visual, used, s + answer_len),
+        summary=visual.summary, cache=behind(cache, s + answer_len), start=used, rows=rows,
+    )  # fmt: skip
+    return Asked(cache, decoder.apply(weights, hidden, method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
+
+
+def prompt(
+    config: ExperimentConfig, state: dict, name: str, before: Int[np.ndarray, "A"], visual: Visual, after_ids: Int[Array, "B S"],
+    after_mask: Bool[Array, "B S"], answer_len: int, opening: Int[np.ndarray, "O"] = NOTHING,
+) -> Asked:
+    """`ask` behind `prefix`, as one call of the decoder: for prompts whose visual tokens no other question will see. The weights are read once, not twice, and
+    the answer's slots lie behind all of the prompt."""
+    decoder, weights = Decoder(config.decoder, config.mesh.rules), variables(state, name)
+    (front, seen), (back, asked, rows) = _front(decoder, weights, before, visual), _back(decoder, weights, visual, after_ids, after_mask, opening)
+    (batch, used), s = seen.shape, asked.shape[1]
+    valid, reads = jnp.concatenate([seen, asked], 1), jnp.broadcast_to(jnp.arange(used + s) >= used, (batch, used + s))
+    hidden, cache = decoder.apply(
+        weights, jnp.concatenate([front, back.astype(front.dtype)], 1), _positions(valid), valid, reads=reads, signal=_signal(visual, used, s),
+        summary=visual.summary, cache=init_cache(config.decoder, batch, used + s), start=0, rows=used + rows,
+    )  # fmt: skip
+    cache = behind(cache, answer_len) | {"signal": _signal(visual, used, s + answer_len)}
+    return Asked(cache, decoder.apply(weights, hidden, method=Decoder.logits), jnp.sum(valid, 1), used + s, visual.summary)
+
+
+def _front(decoder: Decoder, weights: dict, before: Int[np.ndarray, "A"], visual: Visual) -> tuple[Float[Array, "B P H"], Bool[Array, "B P"]]:
+    """(embeds, valid) of the text before the visual tokens and of these."""
+    batch, a = len(visual.valid), len(before)
+    embeds, valid = visual.tokens.astype(decoder.config.dtype), visual.valid
+    if a:
+        text = decoder.apply(weights, jnp.asarray(before, jnp.int32)[None], method=Decoder.embed)
+        embeds = jnp.concatenate([jnp.broadcast_to(text, (batch, a, decoder.config.width)), embeds], 1)
+        valid = jnp.concatenate([jnp.ones((batch, a), bool), valid], 1)
+    return embeds, valid
+
+
+def _back(
+    decoder: Decoder, weights: dict, visual: Visual, after_ids: Int[Array, "B S"], after_mask: Bool[Array, "B S"], opening: Int[np.ndarray, "O"]
+) -> tuple[Float[Array, "B S2 H"], Bool[Array, "B S2"], Int[Array, "B R"]]:
+    """(embeds, valid, rows) of question, cues and opening; rows: those that foretell the opening's tokens, and the first that is chosen."""
     embed = lambda ids: decoder.apply(weights, ids, method=Decoder.embed)
-    batch, used = cache["valid"].shape
     embeds, valid = question(visual, embed(after_ids), after_mask)
-    asked, o = valid.shape[1], len(opening)
-    last = last_valid(valid)
+    (batch, asked), o = valid.shape, len(opening)
+    rows = jnp.concatenate([last_valid(valid)[:, None], jnp.broadcast_to(asked + jnp.arange(o), (batch, o))], 1)
     if o:
         begun = embed(jnp.asarray(opening, jnp.int32)[None]).astype(embeds.dtype)
         embeds = jnp.concatenate([embeds, jnp.broadcast_to(begun, (batch, *begun.shape[1:]))], 1)
         valid = jnp.concatenate([valid, jnp.ones((batch, o), bool)], 1)
-    s = asked + o
-    cache = behind(cache, s + answer_len)
-    signal = None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], s + answer_len), (0, 0)))
-    base = jnp.sum(cache["valid"], 1)
-    positions = base[:, None] + jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
-    rows = jnp.concatenate([last[:, None], jnp.broadcast_to(asked + jnp.arange(o), (batch, o))], 1)
-    hidden, cache = decoder.apply(
-        weights, embeds, positions, valid, reads=jnp.ones((batch, s), bool), signal=signal, summary=visual.summary, cache=cache, start=used, rows=rows,
-    )
-    return Asked(cache, decoder.apply(weights, hidden, method=Decoder.logits), base + jnp.sum(valid, 1), used + s, visual.summary)
+    return embeds, valid, rows
+
+
+def _positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S"]:
+    return jnp.maximum(jnp.cumsum(valid, 1) - 1, 0)
+
+
+def _signal(visual: Visual, used: int, more: int) -> Float[Array, "B M C"] | None:
+    """The search signal of all slots: `used` before the question, whose last are the visual tokens, and `more` behind."""
+    return None if visual.signal is None else jnp.pad(visual.signal, ((0, 0), (used - visual.signal.shape[1], more), (0, 0)))
 
 
 def feed(
@@ -143,7 +180,8 @@ def beam(
     tables = {key: jnp.asarray(getattr(grammar, key)) for key in ("token", "next", "least", "decided", "absent", "forced", "forced_count", "choice", "reads")}
     token, columns = tables["token"], len(grammar.token)
     row, places = jnp.arange(batch)[:, None], jnp.arange(steps)
-    narrow = width > 1 and bool((grammar.reads == 1).any())
+    # An accelerator reads the weights for one token as long as for two, and the second kind of call would be compiled for nothing.
+    narrow = platform() == "cpu" and width > 1 and bool((grammar.reads == 1).any())
 
     def put(array: Array, place: Array, value: Array, wanted: Array) -> Array:
         """[B J L] with `value` at each hypothesis' `place`, where wanted."""

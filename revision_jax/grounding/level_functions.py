@@ -115,7 +115,7 @@ class LevelFunctions:
         """Which windows of B groups. token [B W H], seen [B W F], valid [B W]."""
         match = search_signal.Match(seen, None, ask["motion"])
         visual = revision.window_visual(self.config, state, level.name, token, valid, self._numbers, match)
-        return self._answer(level, state, visual, self._prefix(level, state, visual), ask, jnp.sum(valid, 1))
+        return self._answer(level, state, visual, None, ask, jnp.sum(valid, 1))
 
     # ---------------------------------------------------------------------------------------------------------------------- frames
 
@@ -125,7 +125,7 @@ class LevelFunctions:
         arrays: {"frame" [B T E], "tokens" [B T N E]}. query [B S D] and its mask, where the level's adapter reads them; else None.
         """
         visual = revision.dense_visual(self.config, state, level.name, arrays["frame"], valid, self._numbers, None, query, query_mask)
-        cache = self._prefix(level, state, visual)
+        cache = generate.prefix(self.config, state, level.name, self.before[level.name], visual)
         name = "tokens" if self.needs_tokens else "frame"
         read = _clear(arrays[name], valid)
         return [{"cache": take_rows(cache, slice(i, i + 1)), "valid": valid[i], name: read[i]} for i in range(len(valid))]
@@ -153,7 +153,7 @@ class LevelFunctions:
         """Which frames of a few seconds, B of them, and how many tokens the budget dropped. tokens [B T N E], change [B T N], valid [B T]."""
         vectors = ask["vectors"] if self.has_similarity else None
         visual, dropped = revision.patch_visual(self.config, state, level.name, tokens, change, valid, self._numbers, vectors, ask["motion"])
-        return self._answer(level, state, visual, self._prefix(level, state, visual), ask, jnp.sum(valid, 1)), dropped
+        return self._answer(level, state, visual, None, ask, jnp.sum(valid, 1)), dropped
 
     # ----------------------------------------------------------------------------------------------------------------------- parts
 
@@ -161,13 +161,14 @@ class LevelFunctions:
     def _numbers(self) -> Int[Array, "M"]:
         return jnp.asarray(self.numbers)
 
-    def _prefix(self, level: LevelConfig, state: dict, visual: revision.Visual) -> dict:
-        return generate.prefix(self.config, state, level.name, self.before[level.name], visual)
-
-    def _answer(self, level: LevelConfig, state: dict, visual: revision.Visual, cache: dict, ask: dict, count) -> Decoded:
+    def _answer(self, level: LevelConfig, state: dict, visual: revision.Visual, prefix: dict | None, ask: dict, count) -> Decoded:
+        """prefix: the cache up to the question, where questions share it."""
         grammar = self.grammar(level)
-        opening = grammar.token[grammar.opening]
-        asked = generate.ask(self.config, state, level.name, cache, visual, ask["after_ids"], ask["after_mask"], grammar.slots, opening)
+        rest = (visual, ask["after_ids"], ask["after_mask"], grammar.slots, grammar.token[grammar.opening])
+        if prefix is None:
+            asked = generate.prompt(self.config, state, level.name, self.before[level.name], *rest)
+        else:
+            asked = generate.ask(self.config, state, level.name, prefix, *rest)
         return generate.beam(self.config, state, level.name, asked, grammar, count, level.spans)[0]
 
 

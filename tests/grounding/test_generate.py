@@ -99,8 +99,10 @@ def test_beams_are_the_best_spans_by_teacher_forcing(programs, level, forced, to
         assert decoded.present[row] == pytest.approx(raw[0, 0, tokenizer.id("from")] - raw[0, 0, tokenizer.id("not")], abs=2e-3)
 
 
-def test_digits_are_read_one_by_one_and_score_as_by_teacher_forcing(config, state):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])  # there are calls of one token alone on a CPU
+def test_digits_are_read_one_by_one_and_score_as_by_teacher_forcing(platform, config, state, monkeypatch):
     """Calls of one digit, and of a digit with the "to" behind it, in one answer; rows that may name fewer numbers go other ways than full ones."""
+    monkeypatch.setattr(generate, "platform", lambda: platform)
     plain = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, signal=SignalConfig(), time="none"))
     count, spans, grammar = jnp.asarray([112, 112, 23, 0]), 3, span_grammar(digit_tokenizer(), RELEASED, 112)
     assert grammar.width > 1 and (grammar.reads == 1).any() and grammar.opening.tolist() and grammar.rounds > 2
@@ -132,6 +134,31 @@ def test_digits_are_read_one_by_one_and_score_as_by_teacher_forcing(config, stat
             chosen = np.take_along_axis(log_softmax(logits[row]), decoded.tokens[row, j, :, None], -1)[:known, 0]
             assert decoded.log_probability[row, j] == pytest.approx(chosen.sum(), abs=5e-3)
             assert decoded.entropy[row, j, :known] == pytest.approx(sure.token_entropy(logits[row])[:known], abs=2e-3)
+
+
+def test_a_prompt_in_one_call_is_prefix_and_question(config, state):
+    """Logits, and the logits of two answer tokens read behind them; garbage in the pads changes neither."""
+    state = jax.device_put(state)
+    rng, frames, asked, names = np.random.default_rng(7), 6, 5, ("dense", np.asarray([1, 2], np.int32))
+    valid, mask = np.arange(frames) < np.asarray([[6], [4], [0]]), np.arange(asked) < np.asarray([[5], [3], [4]])
+    tokens, ids = rng.normal(size=(3, frames, config.decoder.width)), rng.integers(4, 20, (3, asked))
+    level, cues = rng.uniform(size=(3, frames, len(config.decoder.signal.channels))), rng.normal(size=(3, frames, config.decoder.width))
+    summary = jnp.asarray(rng.uniform(size=(3, config.decoder.signal.top)), jnp.float32)
+
+    def visual(pad: float) -> revision.Visual:
+        clean = lambda x: jnp.asarray(np.where(valid[..., None], x, pad), jnp.float32)
+        return revision.Visual(clean(tokens), jnp.asarray(valid), clean(level), summary, clean(cues), jnp.asarray(valid))
+
+    def read(asked: generate.Asked) -> list[np.ndarray]:
+        two, weights = jnp.asarray([[3, 4], [5, 6], [7, 8]]), generate.variables(state, "dense")
+        logits, _ = generate.feed(config, weights, asked, asked.cache, two, jnp.ones((3, 2), bool), jnp.zeros(3, jnp.int32), jnp.asarray(0), 1)
+        return [np.asarray(x) for x in (asked.logits, logits, asked.position)]
+
+    rest = lambda pad: (visual(pad), jnp.where(mask, ids, int(pad)), jnp.asarray(mask), 3, np.asarray([9], np.int32))
+    in_two = read(generate.ask(config, state, names[0], generate.prefix(config, state, *names, visual(0)), *rest(0)))
+    for pad in (0, 11):
+        for one, other in zip(read(generate.prompt(config, state, *names, *rest(pad))), in_two, strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-4)
 
 
 @given(seed=st.integers(0, 10**6))
