@@ -281,7 +281,8 @@ def beam(
         "logits": spread(asked.logits[:, begun].astype(jnp.float32)),
     }
     unfinished = lambda carry: (carry[0] < grammar.rounds - 1) & jnp.any(carry[1]["read"] > 0)
-    _, s, cache = jax.lax.while_loop(unfinished, body, (jnp.asarray(0), select(start), fork(asked.cache, spans)))
+    carry = jnp.asarray(0), select(start), fork(asked.cache, spans)
+    _, s, cache = jax.lax.while_loop(unfinished, body, carry) if grammar.slots else carry  # one choice settles all: nothing more is read
     dead = s["score"] <= NEVER / 2
     order = jnp.argsort(-s["score"], axis=1, stable=True)
     sort = lambda x: x[row, order]

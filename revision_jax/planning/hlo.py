@@ -115,9 +115,10 @@ class Module:
         return max(1, -(-max(found) // self._stride(loop, condition))) if found else 1
 
     def _constants(self, computation: Computation) -> list[int]:
-        """Whole-number constants of a computation and of what it calls."""
+        """Whole-number constants of a computation and of what it calls, but for what is applied to elements: how bytes are added up bounds no loop."""
         found = [value for value in map(_whole, computation.instructions.values()) if value is not None]
-        called = [self.computations[name] for i in computation.instructions.values() for name in i.called if name in self.computations]
+        calls = [i for i in computation.instructions.values() if i.op not in APPLIED]
+        called = [self.computations[name] for i in calls for name in i.called if name in self.computations]
         return found + [value for other in called for value in self._constants(other)]
 
     def _stride(self, loop: Instruction, condition: Computation) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from revision_jax.config import ConfigError, ExperimentConfig
+from revision_jax.config import ConfigError, ExperimentConfig, MeshConfig
 from revision_jax.files import write_text
 from revision_jax.planning import hlo, work
 from revision_jax.planning.collectives import by_kind, collectives
@@ -27,6 +27,7 @@ from revision_jax.planning.programs import Program, chip_bytes, with_mesh
 from revision_jax.planning.report import Report, gib
 from revision_jax.planning.roofline import estimate
 from revision_jax.planning.topologies import Topology
+from revision_jax.sharding.activations import on_mesh
 from revision_jax.sharding.chips import GIB
 from revision_jax.sharding.mesh import AXES, make_mesh, mesh_shape
 from revision_jax.sharding.strategies import Strategy, rules_named
@@ -88,7 +89,8 @@ class Planner:
     def _analytic(self, program: Program) -> int:
         key = (program.name, program.rows)
         if key not in self._flops:
-            self._flops[key] = program.flops()
+            with on_mesh(make_mesh(MeshConfig(), self.topology.devices[:1])):  # as it is traced for such a chip, and not for this machine's CPU
+                self._flops[key] = program.flops()
         return self._flops[key]
 
     def _made(self, program: Program, strategy: str) -> Report:

@@ -193,8 +193,9 @@ def _answer(program: Program, mesh: Mesh) -> tuple[Callable, tuple]:
 
 def _answer_flops(program: Program) -> int:
     answers = "answer" in program.shape.kind
-    rounds = LevelFunctions(program.config, program.tokenizer).grammar(program.config.grounding.level(program.shape.level)).rounds if answers else 1
-    return product_flops(_answer_function(program), level_state(_answer_state(program.config), program.shape.level), *program.shape.arrays, loops=rounds)
+    rounds = LevelFunctions(program.config, program.tokenizer).grammar(program.config.grounding.level(program.shape.level)).rounds if answers else 2
+    turns = rounds - 1  # what is chosen last is not read
+    return product_flops(_answer_function(program), level_state(_answer_state(program.config), program.shape.level), *program.shape.arrays, loops=turns)
 
 
 def all_programs(config: ExperimentConfig, tokenizer: Tokenizer, stage: str | None = None) -> list[Program]:

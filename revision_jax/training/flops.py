@@ -36,7 +36,7 @@ def model_flops(config: ExperimentConfig, make_loss: Callable[[ExperimentConfig]
 def product_flops(function: Callable, *args: Any, loops: int = 1) -> int:
     """FLOPs of `function(*args)`. Arguments may be abstract. What no result depends on is not counted.
 
-    loops: how often a `while_loop`'s body runs; a trace does not say. Of the branches of a `cond` the costliest counts.
+    loops: how often a `while_loop`'s body runs; a trace does not say. A loop inside of it runs once a turn. Of the branches of a `cond` the costliest counts.
     """
     traced = jax.make_jaxpr(function)(*jax.tree.map(_bare, args))
     return _count(traced.jaxpr, loops, needed=True)
@@ -70,7 +70,7 @@ def _equation(equation: Any, loops: int) -> int:
     if name == "conv_general_dilated":
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-    inner = [_count(body, loops) for body in _bodies(params)]
+    inner = [_count(body, 1 if name == "while" else loops) for body in _bodies(params)]
     if name == "cond":
         return max(inner, default=0)
     times = {"scan": params.get("length", 1), "while": loops, "shard_map": params["mesh"].size if name == "shard_map" else 1}.get(name, 1)

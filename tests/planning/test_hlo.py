@@ -63,6 +63,19 @@ def test_a_loop_runs_as_often_as_its_bound_by_its_stride():
     assert hlo.parse(known).times()["body"] == 3
 
 
+def test_what_a_condition_reduces_with_bounds_no_loop():
+    """A loop that ends early where no chip has more to do: its condition adds up flags, four to a word, which takes shifts by 8, 16 and 24."""
+    words = "%words (a: u32[], b: u32[]) -> u32[] {\n  %a = u32[] parameter(0)\n  %b = u32[] parameter(1)\n  %by = u32[] constant(24)\n"
+    words += "  ROOT %shifted = u32[] shift-right-logical(%b, %by)\n}\n\n"
+    early = TEXT.replace("%condition (arg.1", words + "%condition (arg.1").replace(
+        "  ROOT %lt = pred[]{:T(512)} compare(%j, %eight), direction=LT\n",
+        "  %lt = pred[]{:T(512)} compare(%j, %eight), direction=LT\n  %flags = u32[] constant(1)\n"
+        "  %all = u32[] all-reduce(%flags), replica_groups={}, to_apply=%words\n  %more = pred[] bitcast(%all)\n  ROOT %both = pred[] and(%lt, %more)\n",
+    )
+    module = hlo.parse(early)
+    assert module.computations["condition"].root.name == "both" and module.trips(module.computations["main.1"].root) == 4
+
+
 def test_of_a_sliced_stack_the_slice_moves_and_what_is_on_the_chip_does_not():
     # in each of 4 turns: a counter of 4 bytes and a constant are added up to 4 bytes, the fusion reads one slice and its number and writes the slice
     assert work.hbm_bytes(hlo.parse(TEXT)) == 4 * ((4 + 4 + 4) + (2 * 64 * 8 + 4 + 2 * 64 * 8))

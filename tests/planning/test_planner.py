@@ -64,6 +64,14 @@ def test_a_plan_is_made_once(program, topology, tmp_path, monkeypatch):
     assert Planner(topology, tmp_path).plan([program], [strategy_named("fsdp")]) == [first]
 
 
+@pytest.mark.parametrize("name", ["window answer sparse", "frame answer dense", "patch answer patch"])
+def test_an_answer_takes_as_many_turns_as_it_has_choices(name, topology):
+    """Of the compiled program, whose loops are read, and of the trace, which is told their turns: the same work."""
+    program = next(program for program in all_programs(CONFIG, TOKENIZER) if program.name == name)
+    (report,) = Planner(topology).plan([program], [strategy_named("dp")])
+    assert report.problem == "" and 0.9 < report.flops["compiled"] / report.flops["analytic"] < 1.1
+
+
 def test_another_config_topology_or_setting_is_another_plan(program, topology):
     planner = Planner(topology)
     key = planner._key(program)

@@ -18,6 +18,8 @@ def test_products_loops_and_branches():
     assert product_flops(lambda x: jax.lax.scan(lambda c, _: (c @ jnp.ones((16, 16)), None), x, None, length=5)[0], X) == 5 * 2 * 8 * 16 * 16
     once = 2 * 8 * 16 * 16
     assert product_flops(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, lambda c: c @ jnp.ones((16, 16)), x), X, loops=7) == 7 * once
+    turn = lambda c: jax.lax.while_loop(lambda c: c.sum() < 0, lambda c: c @ jnp.ones((16, 16)), c)
+    assert product_flops(lambda x: jax.lax.while_loop(lambda c: c.sum() < 1, turn, x), X, loops=7) == 7 * once
     assert product_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ jnp.ones((16, 16)), lambda x: x, x), X) == once
     assert product_flops(lambda x: jax.lax.conv(x[None, None], jnp.ones((3, 1, 2, 2)), (1, 1), "VALID"), X) == 2 * 3 * 7 * 15 * 4
 
