@@ -246,9 +246,10 @@ def open_weights(directory: str | os.PathLike) -> Source:
     return open_source(directory / WEIGHTS)
 
 
-def placed(source: Source, name: str, dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
-    """One tensor of a source on its devices, as `dtype`."""
-    return place(source.tensors[name].shape, sharding, lambda index: ordered(np.asarray(source.read(name)[index]), dtype))
+def placed(source: Source, name: str, dtype: np.dtype, sharding: jax.sharding.Sharding, row: int | None = None) -> jax.Array:
+    """One tensor of a source on its devices, as `dtype`; or one row of it."""
+    shape, at = source.tensors[name].shape, () if row is None else (row,)
+    return place(shape[len(at) :], sharding, lambda index: ordered(np.asarray(source.read(name)[(*at, *index)]), dtype))
 
 
 def load(
@@ -258,14 +259,16 @@ def load(
     dtype: str | None = None,
     shardings: Any = None,
     each: Callable[[str, Any], dict[str, Any]] | None = None,
+    apart: str = "",
 ) -> Shipped:
     """Reads a folder that `export` wrote: (config, state as nested dicts of arrays, path of tokenizer.json, calibration or None).
 
     expected: name -> shape of every tensor the model has, or a function that makes it from the config that was read; None takes the file
     as it is. dtype: floating tensors are turned into it; None keeps what is stored. shardings: None gives NumPy arrays; a jax sharding, nested dicts
     of them like the state, or a function that makes either from the config, gives jax arrays, whose parts go from the mapped file to their devices
-    one at a time. each: for a leaf's path and the leaf, as it comes, the leaves that take its place. Raises UserError: folder or file missing, not
-    readable, or tensors that do not match (all of them listed).
+    one at a time. each: for a leaf's path and the leaf, as it comes, the leaves that take its place. apart: a path under which leaves come apart by their
+    leading axis (`paths.slices`), each placed by itself; with one sharding for all. Raises UserError: folder or file missing, not readable, or tensors that do
+    not match (all of them listed).
     """
     directory = Path(directory)
     config, source = load_config(directory), open_weights(directory)
@@ -278,8 +281,12 @@ def load(
     where = None if shardings is None else sharding_of(shardings(config) if callable(shardings) else shardings)
     tensors = {}
     for name, kind in wanted.items():
-        leaf = source.read(name).astype(kind) if where is None else placed(source, name, kind, where(name))
-        tensors |= {name: leaf} if each is None else each(name, leaf)
+        for path, row in paths.slices(name, source.tensors[name].shape, apart):
+            if where is None:
+                leaf = (source.read(name) if row is None else source.read(name)[row]).astype(kind)
+            else:
+                leaf = placed(source, name, kind, where(path), row)
+            tensors |= {path: leaf} if each is None else each(path, leaf)
     calibration = _read_json(directory / CALIBRATION) if (directory / CALIBRATION).is_file() else None
     return Shipped(config, paths.unflatten(tensors), directory / TOKENIZER, calibration)
 

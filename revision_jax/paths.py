@@ -38,6 +38,16 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def slices(name: str, shape: tuple[int, ...], stacks: str) -> list[tuple[str, int | None]]:
+    """What a leaf is read as, where those under `stacks` come apart: (name, row) of a leaf for each row of its leading axis; elsewhere itself, whole (None).
+
+    "stacks/a/b" -> "stacks/0/a/b", "stacks/1/a/b", ..
+    """
+    if not (stacks and under(name, stacks)):
+        return [(name, None)]
+    return [(f"{stacks}/{row}{name.removeprefix(stacks)}", row) for row in range(shape[0])]
+
+
 def under(name: str, prefix: str) -> bool:
     """Whether the leaf `name` lies at or below `prefix`; whole keys only, so "lora/dense" does not hold "lora/dense2/a"."""
     return name == prefix or name.startswith(prefix + "/")

@@ -93,12 +93,13 @@ def both(config: ExperimentConfig) -> tuple[Counted, object, Released]:
     from revision_jax.convert.formats import named
     from revision_jax.convert.load import load_state
     from revision_jax.convert.source import ArraySource
+    from revision_jax.models.decoder import split_layers
 
     peer = language_model(config.decoder)
     source = ArraySource({name: value.numpy() for name, value in peer.state_dict().items()}, peer.config.to_dict())
     plan = named("llama").plan(source, config)
     programs, film = model(config, FILM_S)
-    programs.state["params"]["decoder"] = jax.tree.map(jnp.asarray, load_state([plan]))["params"]["decoder"]
+    programs.state["params"]["decoder"] = split_layers(jax.tree.map(jnp.asarray, load_state([plan]))["params"]["decoder"])
     return programs, film, Released(peer, programs, film.arrays["frame"])
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from jax.sharding import Sharding
 
 
-def load_state(plans: Sequence[Plan], *, dtype: str | None = None, shardings: Shardings | None = None) -> dict[str, Any]:
+def load_state(plans: Sequence[Plan], *, dtype: str | None = None, shardings: Shardings | None = None, apart: str = "") -> dict[str, Any]:
     """The state (nested dicts) that the plans give; leaves without a tensor are left out.
 
     dtype: of floating leaves (float16, bfloat16, float32); None keeps the source's. shardings: None gives NumPy arrays. Of each tensor a process reads the
-    parts that its own devices hold, when it places them. Raises what reading raises.
+    parts that its own devices hold, when it places them. apart: as of `checkpoint.load`. Raises what reading raises.
     """
     wanted = None if dtype is None else checkpoint.DTYPES[dtype]
     where = (lambda path: None) if shardings is None else checkpoint.sharding_of(shardings)
@@ -30,15 +30,20 @@ def load_state(plans: Sequence[Plan], *, dtype: str | None = None, shardings: Sh
         for path in plan.target:
             if path not in plan.unfilled:
                 kind = wanted if wanted is not None and checkpoint.is_float(stored[path]) else stored[path]
-                leaves[path] = _leaf(plan, path, kind, where(path))
+                names = paths.slices(path, tuple(plan.target[path].shape), apart)
+                leaves |= {name: _leaf(plan, path, kind, where(name), row) for name, row in names}
     return paths.unflatten(dict(sorted(leaves.items())))
 
 
-def _leaf(plan: Plan, path: str, dtype: np.dtype, sharding: Sharding | None) -> Any:
-    """One leaf: whole from one tensor, or its slices of the leading axis from one each. What the plan gives are views of mapped files, until here."""
-    shape = tuple(plan.target[path].shape)
+def _leaf(plan: Plan, path: str, dtype: np.dtype, sharding: Sharding | None, row: int | None = None) -> Any:
+    """One leaf, or one row of it: whole from one tensor, or its slices of the leading axis from one each. What the plan gives are views of mapped files, until
+    here."""
+    shape = tuple(plan.target[path].shape)[0 if row is None else 1 :]
 
     def read(index: Index) -> np.ndarray:
+        if row is not None:
+            part = plan.read(path, row) if plan.is_sliced(path) else plan.read(path)[row]
+            return ordered(np.asarray(part[index]), dtype)
         if not plan.is_sliced(path):
             return ordered(np.asarray(plan.read(path)[index]), dtype)
         layers = range(*index[0].indices(shape[0]))

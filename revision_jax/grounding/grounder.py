@@ -46,6 +46,7 @@ from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
+from revision_jax.models.decoder import STACKS
 from revision_jax.models.quantize import quantized_leaf, scale_name
 from revision_jax.stored_programs import stored_json, use_compile_cache
 
@@ -126,7 +127,7 @@ class Grounder:
             config = fitted(config, Tokenizer.load(Path(path) / checkpoint.TOKENIZER), weights, memory_limit)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         each = _quantized_on(device) if weights == "int8" else None
-        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=device, each=each)
+        shipped = checkpoint.load(path, expected_shapes, dtype=dtype, shardings=device, each=each, apart=STACKS)
         calibrator = None if shipped.calibration is None else Calibrator.from_dict(shipped.calibration, str(Path(path) / checkpoint.CALIBRATION))
         text = Path(path) / checkpoint.TEXT_TOKENIZER
         return cls(config, shipped.state, Tokenizer.load(shipped.tokenizer), calibrator, cache_dir, Tokenizer.load(text) if text.is_dir() else None)
@@ -148,7 +149,7 @@ class Grounder:
             raise UserError(f"{names}: {'; '.join(made.notes)}")
         use_compile_cache(cache_dir / "xla")
         dtype = "bfloat16" if made.config.decoder.dtype == "bfloat16" else "float32"
-        state = load_state(made.plans, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        state = load_state(made.plans, dtype=dtype, shardings=jax.sharding.SingleDeviceSharding(jax.devices()[0]), apart=STACKS)
         text = assemble.tokenizer(made.files, checkpoint.TEXT_TOKENIZER)
         return cls(made.config, state, assemble.tokenizer(made.files), None, cache_dir, text)
 

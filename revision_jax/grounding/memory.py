@@ -25,6 +25,7 @@ from revision_jax.errors import UserError
 from revision_jax.extraction.patches import encoder_programs
 from revision_jax.grounding.level_functions import LevelFunctions, level_state
 from revision_jax.grounding.program_shapes import program_shapes
+from revision_jax.models.decoder import split_layers
 from revision_jax.models.quantize import quantize_state
 from revision_jax.models.revision import abstract_state
 from revision_jax.stored_programs import StoredProgram, stored_json
@@ -60,10 +61,11 @@ def stored_dtype(config: ExperimentConfig, weights: str | None = None) -> str:
 
 
 def held_state(config: ExperimentConfig, weights: str | None = None) -> Any:
-    """The state as a `Grounder` holds it, abstract."""
+    """The state as a `Grounder` holds it, abstract: the decoder's layers apart."""
     dtype = jnp.dtype(stored_dtype(config, weights))
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), abstract_state(config))
-    return jax.eval_shape(quantize_state, state) if weights == "int8" else state
+    state = jax.eval_shape(quantize_state, state) if weights == "int8" else state
+    return {**state, "params": {**state["params"], "decoder": jax.eval_shape(split_layers, state["params"]["decoder"])}}
 
 
 def size(tree: Any) -> int:

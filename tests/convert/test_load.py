@@ -19,6 +19,7 @@ from revision_jax.convert.assemble import Part, assemble
 from revision_jax.convert.load import load_state
 from revision_jax.convert.rehearsal import random_checkpoint
 from revision_jax.convert.write import write_checkpoint
+from revision_jax.models.decoder import STACKS, split_layers
 from tests.tiny import config as tiny
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,20 @@ def test_four_devices_of_one_process_hold_their_parts_and_the_files_are_read_onc
     told = finish(start(folders, devices=4))
     assert told["devices"] == 4 and told["equal"] == [True, True]
     assert told["taken"] == told["wanted"] == [told["all"]] * 2
+
+
+@pytest.mark.parametrize("where", [None, SingleDeviceSharding(jax.devices()[0])])
+def test_layers_come_apart_as_they_are_read(folders, where):
+    """From released shards, and from what was converted: the layers of the stacked state, one by one."""
+    made = assemble([Part(folders[0])])
+    whole = load_state(made.plans, dtype="float32")
+    wanted = {**whole, "params": {**whole["params"], "decoder": split_layers(whole["params"]["decoder"])}}
+    released = load_state(made.plans, dtype="float32", shardings=where, apart=STACKS)
+    converted = checkpoint.load(folders[1], dtype="float32", shardings=where, apart=STACKS).state
+    assert set(wanted["params"]["decoder"]["layers"]) == {"0", "1", "2"}
+    for read in (released, converted):
+        assert jax.tree.structure(read) == jax.tree.structure(wanted)
+        jax.tree.map(np.testing.assert_array_equal, read, wanted)
 
 
 @pytest.mark.slow

@@ -124,6 +124,8 @@ def test_a_grounder_keeps_to_it(config, state, tokenizer, tmp_path):
     free = Grounder.from_pretrained(folder, cache_dir=tmp_path / "cache", weights="int8")
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(free.programs.state))
     assert held == memory.size(memory.held_state(config, "int8"))  # quantised leaf by leaf
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    assert shapes(free.programs.state) == shapes(memory.held_state(config, "int8")), "the layers are apart"
     least = max(memory.measured(config, tokenizer, "int8", *row) for row in (("", 1), ("dense", 1)))
     tight = Grounder.from_pretrained(folder, cache_dir=tmp_path / "cache", weights="int8", memory_limit=held + least)
     assert tight.config.grounding.prefix_cache_mb == 0 and tight.searcher.prefixes.budget_bytes == 0
