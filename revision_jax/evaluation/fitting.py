@@ -98,13 +98,17 @@ def calibrator(grounder: Grounder, items: Sequence[Item], progress: Progress | N
     return fitted, false_alarms(_tempered(outcomes, decision.temperature))
 
 
-def _tempered(outcomes: Sequence[Outcome], temperature: float) -> list[Outcome]:
-    """The same answers with every confidence behind a temperature."""
-    honest = []
+def mapped(outcomes: Sequence[Outcome], rule: Callable[[np.ndarray], np.ndarray]) -> list[Outcome]:
+    """The same answers with every confidence behind a map of confidences."""
+    found = []
     for outcome in outcomes:
-        confidences = calibration.apply_temperature(np.asarray([moment[2] for moment in outcome.moments], np.float64), temperature).tolist()
-        honest.append(replace(outcome, moments=tuple((s, e, c, a) for (s, e, _, a), c in zip(outcome.moments, confidences, strict=True))))
-    return honest
+        confidences = rule(np.asarray([moment[2] for moment in outcome.moments], np.float64)).tolist()
+        found.append(replace(outcome, moments=tuple((s, e, c, a) for (s, e, _, a), c in zip(outcome.moments, confidences, strict=True))))
+    return found
+
+
+def _tempered(outcomes: Sequence[Outcome], temperature: float) -> list[Outcome]:
+    return mapped(outcomes, lambda confidences: calibration.apply_temperature(confidences, temperature))
 
 
 def hierarchy_of(grounder: Grounder, items: Sequence[Item]) -> str:

@@ -75,7 +75,7 @@ def recalibrated(stored: dict[str, Any], outcomes: Sequence[Outcome], kind: str,
         temperature = calibrator.temperature / numbers["slope"]
         calibrator = dataclasses.replace(calibrator, temperature=temperature, bias=calibrator.bias + numbers["shift"] * temperature)
     threshold, _ = rejection.fit_threshold(apply(confidence), present)
-    honest = [dataclasses.replace(one, moments=tuple((s, e, float(apply(np.array([c]))[0]), a) for s, e, c, a in one.moments)) for one in outcomes]
+    honest = fitting.mapped(outcomes, apply)
     decided = calibrator.with_threshold(threshold, fitting.further(honest, threshold))
     plain = {name: value for name, value in decided.to_dict().items() if name != "hierarchies"}  # these stay as they are stored
     result = {**stored, **plain, "recalibrated_on": {**about, "kind": kind, "questions": len(outcomes)}}

@@ -46,8 +46,7 @@ from revision_jax.grounding.retrieve import RankedVideo, rank_videos
 from revision_jax.grounding.search import Searcher
 from revision_jax.grounding.source import Source, StoreSource
 from revision_jax.models import revision
-from revision_jax.models.decoder import STACKS
-from revision_jax.models.quantize import quantized_leaf, scale_name
+from revision_jax.models.quantize import STACKS, quantized_leaf, scale_name
 from revision_jax.stored_programs import stored_json, use_compile_cache
 
 if TYPE_CHECKING:

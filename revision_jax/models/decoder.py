@@ -46,7 +46,6 @@ from revision_jax.sharding.activations import constrain
 # The bias is SIGNAL_GAIN * sum_c signal_scale_c * signal_c, with signal_scale stored as init / SIGNAL_GAIN. The factor changes nothing at the start;
 # under Adam, whose steps do not know the size of a weight, it lets a scale of one become three within a few hundred steps at 1e-3.
 SIGNAL_GAIN = 4.0
-STACKS = "params/decoder/layers"  # where a state holds them
 
 
 # ------------------------------------------------------------------------------------------------------------------- one layer

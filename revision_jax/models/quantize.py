@@ -22,6 +22,7 @@ from revision_jax import paths
 AnyArray = Array | np.ndarray
 MOST = 127  # -128 is left out, so that the range is symmetric
 DECODER = "params/decoder"
+STACKS = f"{DECODER}/layers"  # where a state holds the layers, each leaf a stack of them
 
 
 def quantized(kernel: Float[Array, "*L in out"]) -> tuple[Int8[Array, "*L in out"], Float32[Array, "*L out"]]:
@@ -68,4 +69,4 @@ def quantized_leaf(name: str, leaf: jax.Array, shardings: Mapping[str, Any]) -> 
 
 def scale_name(kernel: str) -> str:
     """What the scale of a kernel is called, by its path; "" for another parameter, and for one that is not of a decoder's layers."""
-    return kernel.removesuffix("kernel") + "scale" if kernel.endswith("/kernel") and paths.under(kernel, f"{DECODER}/layers") else ""
+    return kernel.removesuffix("kernel") + "scale" if kernel.endswith("/kernel") and paths.under(kernel, STACKS) else ""

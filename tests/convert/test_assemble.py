@@ -15,7 +15,7 @@ from revision_jax.convert.llama import QWEN2
 from revision_jax.convert.write import write_checkpoint, write_external
 from revision_jax.errors import UserError
 from revision_jax.grounding.grounder import Grounder
-from revision_jax.models.decoder import STACKS
+from revision_jax.models.quantize import STACKS
 from tests.grounding.conftest import WORDS, build_word_tokenizer, small_config
 
 

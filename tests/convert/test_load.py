@@ -19,7 +19,8 @@ from revision_jax.convert.assemble import Part, assemble
 from revision_jax.convert.load import load_state
 from revision_jax.convert.rehearsal import random_checkpoint
 from revision_jax.convert.write import write_checkpoint
-from revision_jax.models.decoder import STACKS, split_layers
+from revision_jax.models.decoder import split_layers
+from revision_jax.models.quantize import STACKS
 from tests.tiny import config as tiny
 
 ROOT = Path(__file__).parents[2]
