@@ -1,8 +1,9 @@
 """Short trainings, for what cannot be switched on a trained model: the checkpoint's encoders stay, its decoder is trained anew.
 
 Two stages of the checkpoint's own curriculum, shortened: `language`, in which the decoder learns to point, and the first one that grounds in frames. The sparse
-level is not trained; such a model is asked frame window by frame window. Each training is a run of `launch.train` in a process and folder of its own, so one
-that was stopped goes on where it was. All of them share one corpus: the encoder that made it is the same.
+level is not trained; such a model is asked frame window by frame window. Each stage is a run of `launch.train` in a process and folder of its own, so one that
+was stopped goes on where it was, and settings that differ in how they ground alone share the decoder that points. All share one corpus: the encoder that made
+it is the same.
 """
 
 from __future__ import annotations
@@ -63,20 +64,28 @@ def short(config: ExperimentConfig, overrides: Sequence[str], seed: int, steps: 
 def trained(bench: Bench, overrides: Sequence[str], seed: int) -> Path:
     """The checkpoint of a short training: made now, gone on with, or there already."""
     config = short(bench.config, overrides, seed, bench.steps, bench.duration_s)
-    digest = hashlib.blake2b(f"{bench.weights} {config.to_json()}".encode(), digest_size=8).hexdigest()
-    run, root = bench.workdir / "trained" / digest, Path(__file__).parents[2]
-    out = run / "checkpoint"
+    folder, before, begin = bench.folder, bench.weights, ["--init-parts", ",".join(ENCODERS)]
+    for stage in config.train.stages:
+        alone = replace(config, train=replace(config.train, stages=(stage,)))
+        before = hashlib.blake2b(f"{before} {alone.to_json()}".encode(), digest_size=8).hexdigest()
+        folder, begin = _stage_trained(bench, alone, bench.workdir / "trained" / before, ["--init", str(folder), *begin]), []
+    return folder
+
+
+def _stage_trained(bench: Bench, config: ExperimentConfig, run: Path, begin: Sequence[str]) -> Path:
+    """The checkpoint of one stage."""
+    out, root = run / "checkpoint", Path(__file__).parents[2]
     if (out / checkpoint.WEIGHTS).is_file():
         return out
     write_text(run / "config.json", config.to_json() + "\n")
     write_text(run / "preset.py", PRESET)
     _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.weights}-{bench.duration_s:g}s")
     bench.progress(0, 1, "training")
-    status = _train([str(run / "preset.py"), "--workdir", str(run), "--init", str(bench.folder), "--init-parts", ",".join(ENCODERS)], run, root)
+    status = _train([str(run / "preset.py"), "--workdir", str(run), *begin], run, root)
     if status:
         last = (run / "train.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise UserError(f"{run / 'train.log'}: the training ended with status {status}: {''.join(last)}")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the exported one answers
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # the exported one goes on, and answers
     return out
 
 
