@@ -37,6 +37,7 @@ class StageConfig:
     windows: int = 0  # sparse: windows of one example (0 = the level's tokens)
     caption_len: int = 24  # pretrain, language: S, text-tower positions of a caption
     keep: float = 1.0  # pretrain: share of an image's blocks of patches that are encoded, those with the most contrast
+    varied: float = 0.0  # pretrain, language: share of the pictures that look a little unlike the films: ground, palette, compression (`stills.still_batch`)
     cut: float = 0.0  # dense, presence: share of positive windows whose border may cut the event, as the windows of a search do
     crop: float = 0.0  # sparse, nested: share of examples that hold only some of the windows, as a short film or a last group does
     conversation: ConversationConfig | None = None  # conversation: its data and shapes; `batch` counts packed rows then
@@ -58,7 +59,7 @@ class StageConfig:
         _check(self.steps >= 0, f"{w}.steps", f"must not be negative, is {self.steps}")
         _one_of(f"{w}.optimizer", self.optimizer, ("adamw", "muon"))
         _one_of(f"{w}.best_is", self.best_is, ("lowest", "highest"))
-        for name in ("absent", "cut", "crop"):
+        for name in ("absent", "varied", "cut", "crop"):
             _check(0 <= getattr(self, name) <= 1, f"{w}.{name}", f"must lie in [0, 1], is {getattr(self, name)}")
         for name, weight in self.negatives:
             _one_of(f"{w}.negatives", name, NEGATIVES)

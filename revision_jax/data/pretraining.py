@@ -65,7 +65,7 @@ class PretrainSource:
         """The whole batch of one step, a leading axis of B rows on every array."""
         key = int.from_bytes(hashlib.blake2b(f"{self.seed}/{self.stage.name}/{step}".encode(), digest_size=8).digest(), "little")
         rows = self.stage.batch
-        stills = still_batch(key, rows, CAPTIONS)
+        stills = still_batch(key, rows, CAPTIONS, self.stage.varied)
         caption_ids, caption_mask = self._encode(stills["captions"])
         tag_ids, tag_mask = self._encode(stills["tags"])
         batch = {

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from revision_jax.data.synthetic.scenery import light_table, plan_scenery, texture
 from revision_jax.data.synthetic.script import Script
 from revision_jax.data.synthetic.shapes import paste, sprite
-from revision_jax.data.synthetic.style import PLAIN, Style
+from revision_jax.data.synthetic.style import PALETTES, PLAIN, Style
 from revision_jax.data.synthetic.world import FRAME, Drawn
 from revision_jax.errors import UserError
 
@@ -22,8 +22,8 @@ def check_size(size: int) -> None:
         raise UserError(f"size: must be a multiple of 16 in {SIZE[0]}..{SIZE[1]} pixels, is {size}")
 
 
-def draw(image: UInt8[np.ndarray, "h w 3"], drawn: Sequence[Drawn], light: int = 100, palette: str = "plain") -> None:
-    """Draws subjects into a picture, in place, back to front; `light` in percent acts on their colours. The picture is h = w pixels."""
+def draw(image: UInt8[np.ndarray, "h w 3"], drawn: Sequence[Drawn], light: int = 100, palette: float = 0.0) -> None:
+    """Draws subjects into a picture of h = w pixels, in place, back to front; `light` in percent acts on their colours, `palette` as in `shade`."""
     size = image.shape[0]
     for item in drawn:
         colours, opacity = sprite(item.subject, item.diameter * size // FRAME, item.tint, palette)
@@ -59,5 +59,5 @@ def render(script: Script, size: int = FRAME, start: int = 0, stop: int | None =
             active.append(waiting.pop())
         active = [index for index in active if script.events[index].end > frame]
         image = ground.copy()
-        draw(image, script.drawn(frame, active), known[5], style.palette)
+        draw(image, script.drawn(frame, active), known[5], PALETTES[style.palette])
         yield image

@@ -20,12 +20,12 @@ def texture(seed: int, size: int = FRAME, grounds: str = "muted") -> UInt8[np.nd
     if grounds == "tiles":
         return _tiles(seed, size)
     muted = _muted(seed, size)
-    return muted if grounds == "muted" else _coloured(muted, Dice("coloured", seed))
+    return muted if grounds == "muted" else tinted(muted, Dice("coloured", seed))
 
 
-def _coloured(ground: UInt8[np.ndarray, "h w 3"], dice: Dice) -> UInt8[np.ndarray, "h w 3"]:
-    """The same ground in a strong colour of its own, about as light as before."""
-    colour = np.array(dice.shuffled((1.45, 1.0, 0.55)), np.float32)
+def tinted(ground: UInt8[np.ndarray, "h w 3"], dice: Dice, strength: float = 1.0) -> UInt8[np.ndarray, "h w 3"]:
+    """The same ground in a colour of its own, about as light as before: a strong one at 1, none at 0."""
+    colour = np.array(dice.shuffled((1 + 0.45 * strength, 1.0, 1 - 0.45 * strength)), np.float32)
     return np.clip(ground * colour, 0, 255).astype(np.uint8)
 
 

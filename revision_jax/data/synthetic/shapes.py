@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from revision_jax.data.synthetic.style import PALETTES
 from revision_jax.data.synthetic.world import Dice, Subject
 
 DIAMETERS = {"small": (26, 30), "large": (48, 56)}  # pixels of a 160 x 160 frame, both ends included
@@ -71,15 +70,15 @@ def footprint(shape: str, diameter: int) -> Bool[np.ndarray, "n n"]:
     return masks(shape, diameter)[0] > 0.5
 
 
-def shade(colour: str, palette: str = "plain") -> tuple[int, int, int]:
-    """RGB of a colour in a palette of `style.PALETTES`; white and black, which have no paler or deeper shade of the same name, are the same in all."""
-    way = 0.0 if colour in ("white", "black") else PALETTES[palette]
+def shade(colour: str, palette: float = 0.0) -> tuple[int, int, int]:
+    """RGB of a colour, `palette` of the way to white, or to black if negative; white and black, which have no paler or deeper shade of the same name, stay."""
+    way = 0.0 if colour in ("white", "black") else palette
     return tuple(round(part + abs(way) * ((255 if way > 0 else 0) - part)) for part in RGB[colour])
 
 
 @lru_cache(maxsize=256)
 def sprite(
-    subject: Subject, diameter: int, tint: tuple[int, int, int], palette: str = "plain"
+    subject: Subject, diameter: int, tint: tuple[int, int, int], palette: float = 0.0
 ) -> tuple[Float[np.ndarray, "n n 3"], Float[np.ndarray, "n n 1"]]:
     """(colours, opacity in [0, 1]) of a subject, n = diameter pixels; colours in [0, 255], not multiplied by the opacity."""
     whole, inner, stripes = masks(subject.shape, diameter)

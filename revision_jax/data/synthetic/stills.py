@@ -15,13 +15,15 @@ from PIL import Image
 
 from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIDE, SIZE_WORDS, caption, phrase, random_query
 from revision_jax.data.synthetic.render import draw
-from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture
+from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture, tinted
 from revision_jax.data.synthetic.script import can_pass, passing_offset
 from revision_jax.data.synthetic.shapes import diameter_and_tint
+from revision_jax.data.synthetic.style import PALETTES, VARIED
 from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS, PATTERNS, RELATIONS, SHAPES, SIZES, Dice, Drawn, Look, Query, Subject, shows
 
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
+_VARIED_QUALITY = (15, 90)
 _COUNTS = {0: 0.04, 1: 0.20, 2: 0.20, 3: 0.08, "pair": 0.48}  # subjects of a picture; pair: one covers the other
 
 
@@ -40,16 +42,22 @@ def portrait(seed: int, subject: Subject) -> tuple[UInt8[np.ndarray, "160 160 3"
     return _still("portrait", seed, alone=subject)
 
 
-def _still(*key: object, alone: Subject | None = None) -> tuple[np.ndarray, tuple[Drawn, ...]]:
-    dice = Dice(*key)
+def _still(*key: object, alone: Subject | None = None, varied: float = 0.0) -> tuple[np.ndarray, tuple[Drawn, ...]]:
+    """varied: the chance that it looks a little otherwise; what stands in it, and where, stays."""
+    dice, otherwise = Dice(*key), Dice("varied", *key)
+    palette, worst, best = 0.0, *_QUALITY
     ground = _ground(dice.integer(0, GROUNDS - 1))
     x, y = dice.integer(0, ground.shape[1] - FRAME), dice.integer(0, ground.shape[0] - FRAME)
     ground = ground[y : y + FRAME, x : x + FRAME]
     light = dice.integer(*LIGHT)
-    image = light_table(light)[ground[:, ::-1] if dice.chance(0.5) else ground]
+    ground = ground[:, ::-1] if dice.chance(0.5) else ground
+    if otherwise.chance(varied):
+        ground, palette = tinted(ground, otherwise, otherwise.real(0, VARIED)), VARIED * otherwise.real(PALETTES["deep"], PALETTES["pale"])
+        worst, best = _VARIED_QUALITY
+    image = light_table(light)[ground]
     drawn = _scene(dice) if alone is None else _alone(alone, dice)
-    draw(image, drawn, light)
-    return _codec(image, dice.integer(*_QUALITY), dice.chance(0.8)), drawn
+    draw(image, drawn, light, palette)
+    return _codec(image, dice.integer(worst, best), dice.chance(0.8)), drawn
 
 
 def _codec(image: np.ndarray, quality: int, subsample: bool) -> np.ndarray:
@@ -189,17 +197,18 @@ def still_queries(drawn: tuple[Drawn, ...], count: int, dice: Dice) -> list[Quer
     return dice.shuffled([_positive(drawn, dice) for _ in range(positives)] + [_negative(drawn, dice) for _ in range(count - positives)])
 
 
-def still_batch(seed: int, batch: int, captions_per_image: int) -> dict:
+def still_batch(seed: int, batch: int, captions_per_image: int, varied: float = 0.0) -> dict:
     """A batch of pictures, and of captions each of which is judged against every picture.
 
-    seed: any whole number; pictures of different seeds are independent. Returns
+    seed: any whole number; pictures of different seeds are independent. varied: share of the pictures whose ground, palette and compression differ a little
+    (`style.VARIED`) from those of the films. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
     j says, as far as a single picture can tell), "phrase_labels": bool [B 4 B*C] as `judge_phrases`, "full_captions": list of B str, such as
     "a small red ring and a large blue striped star .", "travels": float32 [B*C 2] as `travels`, "tags", "tag_labels": bool [B A] as `single_words`}.
     """
     images, scenes, queries, captions, full = [], [], [], [], []
     for number in range(batch):
-        image, drawn = _still("batch", seed, number)
+        image, drawn = _still("batch", seed, number, varied=varied)
         dice = Dice("captions", seed, number)
         asked = still_queries(drawn, captions_per_image, dice)
         images.append(image)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from revision_jax.data.synthetic.scenery import texture, tinted
 from revision_jax.data.synthetic.stills import judge, judge_phrases, single_words, still, still_batch, still_queries, travels
 from revision_jax.data.synthetic.world import FRAME, HELD_OUT, Dice, Drawn, Look, Query, Subject, shows
 
@@ -102,3 +103,19 @@ def test_still_batch(seed):
     again = still_batch(seed, 7, 3)
     assert np.array_equal(batch["images"], again["images"]) and batch["captions"] == again["captions"] and np.array_equal(batch["labels"], again["labels"])
     assert still_batch(seed + 10, 7, 3)["captions"] != batch["captions"]
+
+
+def test_varied_pictures_show_the_same_a_little_otherwise():
+    plain, some, all_ = (still_batch(3, 24, 2, share) for share in (0.0, 0.5, 1.0))
+    assert plain["captions"] == some["captions"] == all_["captions"] and np.array_equal(plain["labels"], all_["labels"])
+    differs = lambda batch: [not np.array_equal(a, b) for a, b in zip(plain["images"], batch["images"], strict=True)]
+    assert all(differs(all_)) and 4 <= sum(differs(some)) <= 20
+    apart = np.abs(plain["images"].astype(int) - all_["images"]).mean((1, 2, 3))
+    assert apart.mean() > 3 and apart.max() < 20  # the coloured grounds of `style` alone are twice as far away
+
+
+def test_a_ground_is_tinted_as_strongly_as_asked():
+    ground = texture(5)
+    spread = [np.ptp(tinted(ground, Dice("tint", 1), strength).astype(float), axis=-1).mean() for strength in (0.0, 0.25, 0.5, 1.0)]
+    assert np.array_equal(tinted(ground, Dice("tint", 1), 0.0), ground) and spread == sorted(spread)
+    assert np.array_equal(tinted(ground, Dice("coloured", 5)), texture(5, grounds="coloured"))

@@ -12,7 +12,7 @@ from revision_jax.data.synthetic.render import render
 from revision_jax.data.synthetic.scenery import texture
 from revision_jax.data.synthetic.script import Script, make_script
 from revision_jax.data.synthetic.shapes import RGB, shade
-from revision_jax.data.synthetic.style import PLAIN, Style
+from revision_jax.data.synthetic.style import PALETTES, PLAIN, Style
 from revision_jax.data.synthetic.write import write
 from revision_jax.errors import UserError
 from revision_jax.evaluation import datasets
@@ -47,12 +47,12 @@ def test_grounds_change_the_ground_and_palettes_the_subjects():
 
 def test_a_shade_keeps_its_hue_and_stays_apart_from_the_others():
     for palette in ("pale", "deep"):
-        shades = {colour: np.array(shade(colour, palette)) for colour in RGB}
+        shades = {colour: np.array(shade(colour, PALETTES[palette])) for colour in RGB}
         for colour, rgb in shades.items():
             assert np.array_equal(np.argsort(rgb, kind="stable"), np.argsort(RGB[colour], kind="stable")) and (rgb >= 0).all() and (rgb <= 255).all()
         apart = [np.abs(a - b).max() for one, a in shades.items() for other, b in shades.items() if one < other]
         assert min(apart) > 60
-    assert shade("red") == RGB["red"] and shade("black", "pale") == RGB["black"]
+    assert shade("red") == RGB["red"] and shade("black", PALETTES["pale"]) == RGB["black"]
 
 
 def test_coloured_grounds_are_coloured_and_tiles_are_grey():
