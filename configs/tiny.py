@@ -136,7 +136,16 @@ def get_config() -> ExperimentConfig:
         train=TrainConfig(
             stages=(
                 StageConfig(
-                    name="pretrain", task="pretrain", train=ENCODERS, steps=10000, batch=32, learning_rate=4e-3, weight_decay=0.01, optimizer="muon", keep=0.48
+                    name="pretrain",
+                    task="pretrain",
+                    train=ENCODERS,
+                    steps=10000,
+                    batch=32,
+                    learning_rate=4e-3,
+                    weight_decay=0.01,
+                    optimizer="muon",
+                    keep=0.48,
+                    varied=0.5,
                 ),
                 StageConfig(
                     name="language",

@@ -21,6 +21,7 @@ from revision_jax.models import signal as search_signal
 from revision_jax.training.means import Mean, Metrics
 
 PHRASE = 0.5  # weight of each phrase's contrastive loss beside the whole caption's
+ORDER = 1.0  # weight of telling what covers from what is covered, of the things that a picture shows: few pairs, and the hardest
 MOTION = 4.0  # weight of the squared error of the way that captions say; it is learnt in a few hundred steps and then costs nothing
 
 
@@ -86,8 +87,11 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
         said, shown = pair_logits(config, params, features, vectors[:captions, 1 + number]), batch["phrase_labels"][:, number]
         loss = loss + PHRASE * sum(pair_loss(said, shown))
         metrics[f"phrase_accuracy_{number}"] = jnp.sum(((said > 0) == shown) * own) / jnp.sum(own)
-        if number >= 2:  # seen, but not in the part that a relation gives it: there, in front of something instead of behind it
-            other_part = own & batch["phrase_labels"][:, number - 2] & ~shown
+        if number >= 2:
+            seen = own & batch["phrase_labels"][:, number - 2] & pair
+            order = optax.sigmoid_binary_cross_entropy(said, shown.astype(jnp.float32))
+            loss = loss + ORDER * jnp.sum(order * seen) / jnp.maximum(jnp.sum(seen), 1)
+            other_part = seen & ~shown  # there, but in front of something instead of behind it
             metrics[f"other_part_refused_{number}"] = jnp.sum((said <= 0) * other_part) / jnp.maximum(jnp.sum(other_part), 1)
     if config.text.motion:
         said, true = text["motion"][:captions], batch["travels"].reshape(captions, 2)

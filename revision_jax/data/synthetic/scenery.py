@@ -29,6 +29,12 @@ def tinted(ground: UInt8[np.ndarray, "h w 3"], dice: Dice, strength: float = 1.0
     return np.clip(ground * colour, 0, 255).astype(np.uint8)
 
 
+def contrasted(ground: UInt8[np.ndarray, "h w 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+    """The same ground, as light on the whole, every pixel `factor` times as far from its mean."""
+    mean = ground.mean((0, 1), dtype=np.float32)
+    return np.clip(mean + np.float32(factor) * (ground - mean), 0, 255).astype(np.uint8)
+
+
 def _tiles(seed: int, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """Tiles of even greys with dark joints: sharp edges and right angles, where no ground that models are trained on has any."""
     side = size + MARGIN * size // FRAME

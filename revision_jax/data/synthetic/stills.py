@@ -15,7 +15,7 @@ from PIL import Image
 
 from revision_jax.data.synthetic.language import COLOUR_WORDS, PATTERN_BEFORE, SHAPE_WORDS, SIDE, SIZE_WORDS, caption, phrase, random_query
 from revision_jax.data.synthetic.render import draw
-from revision_jax.data.synthetic.scenery import LIGHT, light_table, texture, tinted
+from revision_jax.data.synthetic.scenery import LIGHT, contrasted, light_table, texture, tinted
 from revision_jax.data.synthetic.script import can_pass, passing_offset
 from revision_jax.data.synthetic.shapes import diameter_and_tint
 from revision_jax.data.synthetic.style import PALETTES, VARIED
@@ -24,6 +24,7 @@ from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS,
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
 _VARIED_QUALITY = (15, 90)
+_CONTRAST = (-1.0, 1.0)  # of a varied ground, powers of two
 _COUNTS = {0: 0.04, 1: 0.20, 2: 0.20, 3: 0.08, "pair": 0.48}  # subjects of a picture; pair: one covers the other
 
 
@@ -52,7 +53,8 @@ def _still(*key: object, alone: Subject | None = None, varied: float = 0.0) -> t
     light = dice.integer(*LIGHT)
     ground = ground[:, ::-1] if dice.chance(0.5) else ground
     if otherwise.chance(varied):
-        ground, palette = tinted(ground, otherwise, otherwise.real(0, VARIED)), VARIED * otherwise.real(PALETTES["deep"], PALETTES["pale"])
+        ground = tinted(contrasted(ground, 2 ** otherwise.real(*_CONTRAST)), otherwise, otherwise.real(0, VARIED))
+        palette = VARIED * otherwise.real(PALETTES["deep"], PALETTES["pale"])
         worst, best = _VARIED_QUALITY
     image = light_table(light)[ground]
     drawn = _scene(dice) if alone is None else _alone(alone, dice)
