@@ -44,7 +44,8 @@ def contrastive_loss(config: ExperimentConfig, state: dict, batch: dict, keep: f
     labels (B, B C): does image b show what caption j says? phrase_labels (B, F, B C): does it show the f-th thing that it speaks of? travels (B, C, 2):
     the way that each caption says (rows, columns; zeros for none). tag_ids / tag_mask (B, A, S), captions of one attribute, the same for every image (A / 2
     of things, then A / 2 of things that cover others or are covered), and tag_labels (B, A).
-    Own captions, both kinds of tags and other images' captions make about a quarter of the loss each.
+    Own captions, both kinds of tags and other images' captions make about a quarter of the loss each; then the same for each phrase, and of those that name a
+    part, own ones once more in the pictures of a pair.
     keep: share of each image's blocks of patches that are encoded, those with the most contrast (see `revision.encode_images`).
     """
     params, labels = state["params"], batch["labels"]

@@ -33,7 +33,8 @@ def pictures(seed=0, batch=3, captions=2, tags=4):
 
 
 def test_the_contrastive_loss_is_its_formula():
-    batch, params = pictures(), tiny.state()["params"]
+    batch, params = pictures(batch=4, captions=3), tiny.state()["params"]
+    batch["tag_labels"] = batch["tag_labels"].at[2, 2:].set(False)
     loss, metrics = jax.jit(lambda s, b: losses.contrastive_loss(CONFIG, s, b))(tiny.state(), batch)
     tokens = np.asarray(jax.jit(lambda p, x: revision.encode_images(CONFIG, p, x))(params, batch["images"])["tokens"], np.float64)
     scale, bias = float(jnp.exp(params["similarity"]["scale"])), float(params["similarity"]["bias"])
@@ -48,15 +49,19 @@ def test_the_contrastive_loss_is_its_formula():
     def cross_entropy(z, y):
         return np.log1p(np.exp(np.where(y, -z, z)))
 
-    captions = batch["caption_ids"].reshape(6, 6)
+    captions = batch["caption_ids"].reshape(12, 6)
     pairs = cross_entropy(logits(captions), np.asarray(batch["labels"]))
-    own = np.arange(6)[None] // 2 == np.arange(3)[:, None]
+    own = np.arange(12)[None] // 3 == np.arange(4)[:, None]
     tags = cross_entropy(logits(batch["tag_ids"][0]), np.asarray(batch["tag_labels"]))
     pair = np.asarray(batch["tag_labels"])[:, 2:].any(1)
     assert pair.any() and not pair.all(), "one picture at least holds no pair, and is not asked which covers which"
     phrases = [cross_entropy(logits(captions, 1 + f), np.asarray(batch["phrase_labels"][:, f])) for f in range(4)]
     expected = pairs[own].mean() + 8 * pairs[~own].mean() + tags[:, :2].mean() + tags[pair, 2:].mean()
     expected += 0.5 * sum(p[own].mean() + 8 * p[~own].mean() for p in phrases)
+    for part in (2, 3):  # of what a picture with a pair shows, which part it plays
+        seen = own & np.asarray(batch["phrase_labels"][:, part - 2]) & pair[:, None]
+        assert seen.any() and (own & ~seen).any()
+        expected += phrases[part][seen].mean()
     said = np.asarray(encode_text(params, captions)["motion"])
     expected += 4 * np.square(said - np.asarray(batch["travels"]).reshape(-1, 2)).mean()
     assert float(loss) == pytest.approx(expected, rel=1e-4)
