@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -73,8 +74,9 @@ def write(
     try:
         for folder in [*reversed(directory.parents), directory]:
             if not folder.exists():
-                folder.mkdir()
-                made.append(folder)
+                with contextlib.suppress(FileExistsError):  # another process, which renders a film beside this one, was quicker
+                    folder.mkdir()
+                    made.append(folder)
         partial = Path(tempfile.mkdtemp(prefix=".synthesize-", dir=directory))
         try:
             write_mp4(script, partial / "video.mp4", size, progress, style)

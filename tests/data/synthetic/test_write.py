@@ -1,6 +1,7 @@
 """Files: byte for byte repeatable, true to the script, all or nothing."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,15 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with pytest.raises(UserError, match="size"):
         write(SCRIPT, tmp_path / "out", size=99)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_films_may_make_the_folder_above_them_at_once(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def late(path, *given, **named):  # the other was a moment earlier
+        os.makedirs(path, exist_ok=True)
+        mkdir(path, *given, **named)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    write(make_script(3, 60), tmp_path / "split" / "000")
+    assert sorted(path.name for path in (tmp_path / "split" / "000").iterdir()) == ["annotations.json", "video.mp4"]
