@@ -139,7 +139,7 @@ def get_config() -> ExperimentConfig:
                     name="pretrain",
                     task="pretrain",
                     train=ENCODERS,
-                    steps=10000,
+                    steps=16000,
                     batch=32,
                     learning_rate=4e-3,
                     weight_decay=0.01,
