@@ -18,13 +18,15 @@ from revision_jax.data.synthetic.render import draw
 from revision_jax.data.synthetic.scenery import LIGHT, contrasted, light_table, texture, tinted
 from revision_jax.data.synthetic.script import can_pass, passing_offset
 from revision_jax.data.synthetic.shapes import diameter_and_tint
-from revision_jax.data.synthetic.style import PALETTES, VARIED
+from revision_jax.data.synthetic.style import PALETTES
 from revision_jax.data.synthetic.world import COLOURS, DIRECTIONS, FRAME, PAIRS, PATTERNS, RELATIONS, SHAPES, SIZES, Dice, Drawn, Look, Query, Subject, shows
 
 GROUNDS = 96  # textures that stills share; their seeds lie outside those of any video's grounds
 _QUALITY = (35, 90)  # of JPEG
+# A varied picture.
+VARIED = 0.5  # how far it goes towards the coloured grounds and the palettes of `style`, at most: a film that goes all the way is still unlike it
+_CONTRAST = (-1.0, 1.0)  # of its ground, powers of two
 _VARIED_QUALITY = (15, 90)
-_CONTRAST = (-1.0, 1.0)  # of a varied ground, powers of two
 _COUNTS = {0: 0.04, 1: 0.20, 2: 0.20, 3: 0.08, "pair": 0.48}  # subjects of a picture; pair: one covers the other
 
 
@@ -46,7 +48,7 @@ def portrait(seed: int, subject: Subject) -> tuple[UInt8[np.ndarray, "160 160 3"
 def _still(*key: object, alone: Subject | None = None, varied: float = 0.0) -> tuple[np.ndarray, tuple[Drawn, ...]]:
     """varied: the chance that it looks a little otherwise; what stands in it, and where, stays."""
     dice, otherwise = Dice(*key), Dice("varied", *key)
-    palette, worst, best = 0.0, *_QUALITY
+    palette, quality = 0.0, _QUALITY
     ground = _ground(dice.integer(0, GROUNDS - 1))
     x, y = dice.integer(0, ground.shape[1] - FRAME), dice.integer(0, ground.shape[0] - FRAME)
     ground = ground[y : y + FRAME, x : x + FRAME]
@@ -55,11 +57,11 @@ def _still(*key: object, alone: Subject | None = None, varied: float = 0.0) -> t
     if otherwise.chance(varied):
         ground = tinted(contrasted(ground, 2 ** otherwise.real(*_CONTRAST)), otherwise, otherwise.real(0, VARIED))
         palette = VARIED * otherwise.real(PALETTES["deep"], PALETTES["pale"])
-        worst, best = _VARIED_QUALITY
+        quality = _VARIED_QUALITY
     image = light_table(light)[ground]
     drawn = _scene(dice) if alone is None else _alone(alone, dice)
     draw(image, drawn, light, palette)
-    return _codec(image, dice.integer(worst, best), dice.chance(0.8)), drawn
+    return _codec(image, dice.integer(*quality), dice.chance(0.8)), drawn
 
 
 def _codec(image: np.ndarray, quality: int, subsample: bool) -> np.ndarray:
@@ -203,7 +205,7 @@ def still_batch(seed: int, batch: int, captions_per_image: int, varied: float = 
     """A batch of pictures, and of captions each of which is judged against every picture.
 
     seed: any whole number; pictures of different seeds are independent. varied: share of the pictures whose ground, palette and compression differ a little
-    (`style.VARIED`) from those of the films. Returns
+    (`VARIED`) from those of the films. Returns
     {"images": uint8 [B 160 160 3], "captions": list of B*C str (C for each image, in order), "labels": bool [B B*C] (does image b show what caption
     j says, as far as a single picture can tell), "phrase_labels": bool [B 4 B*C] as `judge_phrases`, "full_captions": list of B str, such as
     "a small red ring and a large blue striped star .", "travels": float32 [B*C 2] as `travels`, "tags", "tag_labels": bool [B A] as `single_words`}.

@@ -18,7 +18,6 @@ from revision_jax.errors import UserError
 GROUNDS = ("muted", "coloured", "tiles")
 PALETTES = {"plain": 0.0, "pale": 0.4, "deep": -0.4}  # share of the way to white, or to black
 FPS, CRF = (1, 60), (0, 51)
-VARIED = 0.5  # how far a picture that `pretrain` varies goes towards these grounds and palettes, at most: a film that goes all the way is still unlike it
 
 
 @dataclass(frozen=True)
