@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.save(options.json, result)
     if options.submission:
         submissions.write(options.submission, outcomes, submissions.form_of(options.dataset))
-    _console().print(report.table(result))
+    for table in (report.table(result), report.tag_table(result)):
+        if table is not None:
+            _console().print(table)
     if options.published:
         write_text(options.published, published.markdown(options.dataset, result))
         _console().print(published.table(options.dataset, result))

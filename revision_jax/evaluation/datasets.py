@@ -3,7 +3,7 @@
 A field's dataset is read as `launch.datasets` built it, or from its owners' annotations, beside a folder of its videos.
 
 A folder holds one folder a video: annotations.json as `launch.synthesize` writes it ({"duration_s", "queries": [{"query_id", "query", "kind",
-"moments"}]}) beside exactly one video file. A split of the world is such a folder, rendered when it is missing.
+"moments"}]}, and if wanted "tags": {query_id: [tag, ...]}) beside exactly one video file. A split of the world is such a folder, rendered when it is missing.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Asked:
     query: str
     kind: str
     truth: tuple[tuple[float, float], ...]  # seconds
+    tags: tuple[str, ...] = ()  # of whoever annotated it; figures are told for each as well
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,8 @@ def read_item(place: Path, name: str) -> Item:
         raise UserError(f"{place}: must hold exactly one video beside {ANNOTATIONS}, holds {len(films)}")
     try:
         duration = float(about["duration_s"])
-        questions = tuple(_question(path, entry, duration) for entry in about["queries"])
+        tags = about.get("tags", {})
+        questions = tuple(_question(path, entry, duration, tags.get(str(entry["query_id"]), [])) for entry in about["queries"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: is not an annotation file ({type(error).__name__}: {error})") from None
     if len({q.query_id for q in questions}) != len(questions):
@@ -250,7 +252,7 @@ def read_item(place: Path, name: str) -> Item:
     return Item(name, films[0], duration, questions)
 
 
-def _question(path: Path, entry: dict[str, Any], duration_s: float) -> Asked:
+def _question(path: Path, entry: dict[str, Any], duration_s: float, tags: Any) -> Asked:
     where = f"{path}: question {entry['query_id']}"
     truth = tuple((float(start), float(end)) for start, end in entry["moments"])
     kind = entry.get("kind") or ("absent" if not truth else "one" if len(truth) == 1 else "several")
@@ -261,4 +263,6 @@ def _question(path: Path, entry: dict[str, Any], duration_s: float) -> Asked:
     for start, end in truth:
         if not 0 <= start < end <= duration_s + 1.0:
             raise UserError(f"{where}: moment [{start:g}, {end:g}] must lie inside the video's {duration_s:g} s and start before it ends")
-    return Asked(str(entry["query_id"]), str(entry["query"]), kind, truth)
+    if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
+        raise UserError(f"{where}: tags must be a list of words, are {json.dumps(tags)}")
+    return Asked(str(entry["query_id"]), str(entry["query"]), kind, truth, tuple(dict.fromkeys(tags)))

@@ -84,8 +84,8 @@ def _read(path: Path, item: Item) -> list[Outcome] | None:
         outcomes = [Outcome.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    asked = [(item.name, q.query_id, q.query, q.kind, q.truth) for q in item.questions]
-    return outcomes if [(o.video, o.query_id, o.query, o.kind, o.truth) for o in outcomes] == asked else None
+    asked = [(item.name, q.query_id, q.query, q.kind, q.truth, q.tags) for q in item.questions]
+    return outcomes if [(o.video, o.query_id, o.query, o.kind, o.truth, o.tags) for o in outcomes] == asked else None
 
 
 TOGETHER = 64  # questions of a video that are searched at once: each holds a token of every window (a film of MAD has hundreds of both)
@@ -108,6 +108,7 @@ def outcome(item: Item, number: int, found: Found, decision: Decision, duration_
     survivors, share, windows = _survivors(found)
     return Outcome(
         video=item.name, query_id=question.query_id, query=question.query, kind=question.kind, duration_s=float(duration_s), truth=question.truth,
+        tags=question.tags,
         moments=tuple((m.start_s, m.end_s, m.confidence, m.accepted) for m in said.moments), parse_failures=found.parse_failures,
         survivors=survivors, survivors_share=share, windows=windows, oracle_iou=oracle_iou, seconds=float(sum(found.seconds.values())),
         prompts=float(sum(trace.prompts for trace in found.levels)), tokens=float(sum(trace.tokens for trace in found.levels)),

@@ -37,6 +37,7 @@ class Outcome:
     seconds: float = 0.0
     prompts: float | None = None  # sequences that the decoder read for this question; None: not counted
     tokens: float | None = None  # visual tokens in them
+    tags: tuple[str, ...] = ()  # of the annotations; figures are told for each as well
     probabilities: bool = True  # whether confidences are meant as such; else they rank alone (other people's scores may be anything)
 
     @property
@@ -67,7 +68,7 @@ class Outcome:
         for name in ("survivors", "windows"):
             if values.get(name) is not None:
                 values[name] = tuple((float(s), float(e)) for s, e in values[name])
-        return Outcome(**values)
+        return Outcome(**{**values, "tags": tuple(values.get("tags", ()))})
 
 
 def with_threshold(outcome: Outcome, threshold: float, further: float | None = None) -> Outcome:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from revision_jax.errors import UserError
@@ -70,8 +71,9 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     """The result of a run as one JSON object.
 
     All figures at the top level (units in figures.py; null where no question has what a figure needs), then `counts`, `parse_failures`,
-    `kinds` (figures of each kind of question), `intervals` (95 % bootstrap), `reliability` (first candidates, correct = IoU > 0.5),
-    `units`, `meaning`, `run` (what was run, as given) and `questions` (every answer, from which all of it can be computed again).
+    `kinds` (figures of each kind of question), `tags` (of the questions with each tag), `intervals` (95 % bootstrap), `reliability` (first
+    candidates, correct = IoU > 0.5), `units`, `meaning`, `run` (what was run, as given) and `questions` (every answer, from which all of it
+    can be computed again).
     """
     if not outcomes:
         raise UserError("no question was asked: the split is empty, or --limit is 0")
@@ -83,12 +85,23 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     report["parse_failures"] = sum(o.parse_failures for o in outcomes)
     report["counts"] = _counts(outcomes)
     report["kinds"] = {kind: figures.figures([o for o in outcomes if o.kind == kind]) for kind in KINDS if any(o.kind == kind for o in outcomes)}
+    report["tags"] = _tags(outcomes)
     report["intervals"] = {name: value and list(value) for name, value in figures.intervals(outcomes, resamples=resamples, seed=seed).items()}
     report["reliability"] = dataclasses.asdict(diagram)
     report["units"], report["meaning"] = UNITS, MEANING
     report["run"] = run
     report["questions"] = [o.to_json() for o in outcomes]
     return _finite(report)
+
+
+def _tags(outcomes: list[Outcome]) -> dict[str, dict[str, Any]]:
+    """For each tag the figures of the questions that have it, how many they are, and of the absent ones the near-misses apart."""
+    tags: dict[str, dict[str, Any]] = {}
+    for tag in sorted({tag for outcome in outcomes for tag in outcome.tags}):
+        those = [outcome for outcome in outcomes if tag in outcome.tags]
+        near = figures.figures([outcome for outcome in those if outcome.kind == "near_miss"])
+        tags[tag] = {**_counts(those), **figures.figures(those), "refused_near_miss": near.get("refused")}
+    return tags
 
 
 def save(path: str | Path, report: dict[str, Any]) -> None:
@@ -166,6 +179,21 @@ def table(report: dict[str, Any]) -> Table:
         interval = report["intervals"].get(name)
         shown = f"{_show(name, interval[0])} – {_show(name, interval[1])}" if interval else ""
         result.add_row(name, _show(name, report[name]), shown, *(_show(name, kinds[kind][name]) for kind in kinds))
+    return result
+
+
+def tag_table(report: dict[str, Any]) -> Table | None:
+    """Some figures of the questions that have a tag, a row for each, with how many a figure is of; None where no question has one."""
+    if not report.get("tags"):
+        return None
+    result = Table(title="by tag", title_justify="left", caption="in brackets how many questions", caption_justify="left")
+    result.add_column("tag")
+    present, absent = ("R1@0.5", "R1@0.7", "mIoU", "answered"), {"refused": "absent refused", "refused_near_miss": "of them near misses"}
+    for heading in (*present, *absent.values()):
+        result.add_column(heading, justify="right")
+    for tag, row in report["tags"].items():
+        counts = {**dict.fromkeys(present, row["present"]), "refused": row["absent"] + row["near_miss"], "refused_near_miss": row["near_miss"]}
+        result.add_row(escape(tag), *(f"{_show(name, row[name])} ({count})" if count else "-" for name, count in counts.items()))
     return result
 
 

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from revision_jax.data.synthetic.language import form_of
 from revision_jax.evaluation import moments, retrieval
-from revision_jax.evaluation.outcome import KINDS, Outcome
+from revision_jax.evaluation.outcome import Outcome
 
 RIGHT = 0.5  # least IoU of an answer that is right
 CAUSES = {  # in the order of the steps
@@ -22,7 +21,6 @@ CAUSES = {  # in the order of the steps
     "ranking": "a right candidate stands behind a wrong one",
     "rejection": "something absent was accepted, or the right candidate refused",
 }
-FORMS = ("static", "change", "motion", "relation")  # of the rendered world's questions
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,6 @@ class Judged:
             return "the right candidate was refused" if self.outcome.present else "something absent was accepted"
         return CAUSES[self.cause]
 
-    @cached_property
-    def form(self) -> str | None:
-        """Of a question in the rendered world's words, one of FORMS."""
-        return form_of(self.outcome.query)
-
     @property
     def nearest(self) -> tuple[float, float] | None:
         """Of the true moments the one that `first` matches best; the first of them where it matches none."""
@@ -103,13 +96,11 @@ def wrong(outcomes: Sequence[Outcome]) -> list[Judged]:
     return sorted(judged, key=lambda one: (-one.loss, *one.outcome.key))
 
 
-def common(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
-    """How many there are of each cause ("all": of any): {cause: {"all" | kind | form: count}}; kinds and forms as in KINDS and FORMS."""
-    counts = Counter((cause, what) for one in judged for cause in (one.cause, "all") for what in ("all", one.outcome.kind, one.form))
-    return {cause: {what: counts[cause, what] for what in ("all", *KINDS, *FORMS)} for cause in (*CAUSES, "all")}
+def common(judged: Sequence[Judged]) -> dict[str, Counter[str]]:
+    """How many there are of each cause ("all": of any): {cause: {"all" | kind | tag: count}}."""
+    return {cause: asked([one.outcome for one in judged if cause in ("all", one.cause)]) for cause in (*CAUSES, "all")}
 
 
-def asked(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """How many questions were asked of each kind and form, and in all: what `common` is to be held against."""
-    counts = Counter(what for one in map(Judged, outcomes) for what in ("all", one.outcome.kind, one.form))
-    return {what: counts[what] for what in ("all", *KINDS, *FORMS)}
+def asked(outcomes: Sequence[Outcome]) -> Counter[str]:
+    """How many questions were asked of each kind and with each tag, and in all: what `common` is to be held against."""
+    return Counter(what for outcome in outcomes for what in ("all", outcome.kind, *outcome.tags))

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from revision_jax import checkpoint
+import numpy as np
+
+from revision_jax import checkpoint, paths
 from revision_jax.config import ExperimentConfig, LevelConfig
 from revision_jax.data.synthetic.style import PLAIN, Style
 from revision_jax.evaluation import datasets, exam, fitting
@@ -25,6 +27,7 @@ from revision_jax.experiments.core import Cell, Measured
 from revision_jax.grounding.grounder import EncodedVideo, Grounder, default_cache
 
 HOUR_S = 3600.0
+ENCODERS = ("params/vision", "params/text", "params/similarity", "params/projection")
 TOP_K = 5  # moments a question, as `launch.evaluate` keeps
 Progress = Callable[[int, int, str], None]  # films done, of, what is being done
 
@@ -81,17 +84,21 @@ class Bench:
         self.config: ExperimentConfig = checkpoint.load_config(folder)
 
     @functools.cached_property
-    def weights(self) -> str:
-        """A hash of the checkpoint's weights and config; where it lies does not matter."""
-        return checkpoint.identity(self.folder).rpartition("-")[2]
-
-    @functools.cached_property
     def identity(self) -> str:
-        """The same of all that answers depend on: tokenizer and calibration as well."""
-        digest = hashlib.blake2b(self.weights.encode(), digest_size=8)
+        """A hash of all that answers depend on: weights, config, tokenizer, calibration; where they lie does not matter."""
+        digest = hashlib.blake2b(checkpoint.identity(self.folder).rpartition("-")[2].encode(), digest_size=8)
         for name in (checkpoint.TOKENIZER, checkpoint.CALIBRATION):
             file = self.folder / name
             digest.update(file.read_bytes() if file.is_file() else b"")
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def encoders(self) -> str:
+        """A hash of the encoders' weights and the tokenizer: all that a short training keeps of the checkpoint besides its config."""
+        digest, source = hashlib.blake2b(digest_size=8), checkpoint.open_weights(self.folder)
+        for name in sorted(name for name in source.tensors if any(paths.under(name, part) for part in ENCODERS)):
+            digest.update(name.encode() + np.ascontiguousarray(source.read(name)).tobytes())
+        digest.update((self.folder / checkpoint.TOKENIZER).read_bytes())
         return digest.hexdigest()
 
     @functools.cached_property

@@ -22,7 +22,7 @@ def page(experiment: Experiment, found: Sequence[Row], done: Sequence[tuple[Cell
         lines += [*_against(experiment, found, reference), ""]
     if picture:
         lines += [f"![{experiment.name}]({picture})", ""]
-    lines += [*(f"- {note}" for note in (*experiment.notes, *_reading(experiment, found))), "", *_made(done)]
+    lines += [*(f"- {note}" for note in (*experiment.notes, *_reading(experiment, found))), "", *_made(experiment, done)]
     return "\n".join(lines) + "\n"
 
 
@@ -91,11 +91,12 @@ def _reading(experiment: Experiment, found: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _made(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
+def _made(experiment: Experiment, done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
     about, made = done[0][1]["about"], done[0][1]["made"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("python", "jax", "flax"))
     hours = sum(record["made"]["seconds"] for _, record in done) / 3600
     dates = sorted({record["made"]["date"] for _, record in done})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    told = f"Checkpoint {about['checkpoint']}, world {about['world']}, {versions}, {made['machine']}; {len(done)} cells in {hours:.2f} h, {when}."
+    what = "Encoders" if experiment.trains else "Checkpoint"  # of a checkpoint that is trained anew nothing else is kept
+    told = f"{what} {about['checkpoint']}, world {about['world']}, {versions}, {made['machine']}; {len(done)} cells in {hours:.2f} h, {when}."
     return ["```bash", made["command"], "```", "", told]

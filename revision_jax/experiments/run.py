@@ -23,7 +23,7 @@ Progress = Callable[[int, int, str], None]  # cells done, of, the one that is be
 def measure(experiment: Experiment, bench: Bench, command: str = "", progress: Progress | None = None) -> Done:
     """Every cell with its record; those that are finished are read, the others measured and kept one by one."""
     cells = list(experiment.cells(bench))
-    journal = Journal(bench.workdir, experiment, bench.identity, bench.config, command)
+    journal = Journal(bench.workdir, experiment, bench.encoders if experiment.trains else bench.identity, bench.config, command)
     journal.check(cells)
     done: Done = []
     for number, cell in enumerate(cells):

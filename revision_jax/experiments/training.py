@@ -21,12 +21,11 @@ from pathlib import Path
 from revision_jax import checkpoint
 from revision_jax.config import ExperimentConfig, StageConfig, override
 from revision_jax.errors import UserError
-from revision_jax.experiments.bench import Bench
+from revision_jax.experiments.bench import ENCODERS, Bench
 from revision_jax.experiments.core import Cell, Measured
 from revision_jax.experiments.thresholds import fairly_decided
 from revision_jax.files import write_text
 
-ENCODERS = ("params/vision", "params/text", "params/similarity", "params/projection")
 STEPS = {"language": 300, "ground": 500}
 TRAIN_VIDEOS = 6
 PRESET = """import json
@@ -64,7 +63,7 @@ def short(config: ExperimentConfig, overrides: Sequence[str], seed: int, steps: 
 def trained(bench: Bench, overrides: Sequence[str], seed: int) -> Path:
     """The checkpoint of a short training: made now, gone on with, or there already."""
     config = short(bench.config, overrides, seed, bench.steps, bench.duration_s)
-    folder, before, begin = bench.folder, bench.weights, ["--init-parts", ",".join(ENCODERS)]
+    folder, before, begin = bench.folder, bench.encoders, ["--init-parts", ",".join(ENCODERS)]
     for stage in config.train.stages:
         alone = replace(config, train=replace(config.train, stages=(stage,)))
         before = hashlib.blake2b(f"{before} {alone.to_json()}".encode(), digest_size=8).hexdigest()
@@ -79,7 +78,7 @@ def _stage_trained(bench: Bench, config: ExperimentConfig, run: Path, begin: Seq
         return out
     write_text(run / "config.json", config.to_json() + "\n")
     write_text(run / "preset.py", PRESET)
-    _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.weights}-{bench.duration_s:g}s")
+    _share_corpus(run, bench.workdir / "trained" / f"corpus-{bench.encoders}-{bench.duration_s:g}s")
     bench.progress(0, 1, "training")
     status = _train([str(run / "preset.py"), "--workdir", str(run), *begin], run, root)
     if status:
@@ -120,10 +119,11 @@ def cells(bench: Bench, row: str, overrides: Sequence[str]) -> list[Cell]:
 
 
 def _cell(bench: Bench, row: str, overrides: tuple[str, ...], seed: int) -> Cell:
-    short(bench.config, overrides, seed, bench.steps, bench.duration_s)  # raises now what it would raise after hours
+    config = short(bench.config, overrides, seed, bench.steps, bench.duration_s)  # raises now what it would raise after hours
     films = bench.films
     made = {"steps": {task: max(1, round(count * bench.steps)) for task, count in STEPS.items()}, "train_videos": TRAIN_VIDEOS}
-    settings = {"overrides": list(overrides), "seed": seed, "films": films.settings(), **made}
+    digest = hashlib.blake2b(config.to_json().encode(), digest_size=8).hexdigest()
+    settings = {"overrides": list(overrides), "seed": seed, "films": films.settings(), **made, "config": digest}
 
     def measure(bench: Bench) -> Measured:
         folder = trained(bench, overrides, seed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from revision_jax.evaluation import worst
 from revision_jax.evaluation.outcome import KINDS, Outcome
-from revision_jax.evaluation.worst import CAUSES, FORMS, Judged
+from revision_jax.evaluation.worst import CAUSES, Judged
 from revision_jax.ui.mistake import span
 
 ORDER = """Wrong is: something absent was accepted, something present refused, or the first answer has an IoU below 0.5 (a moment that is missed beside
@@ -34,9 +34,8 @@ def _run(about: dict[str, Any]) -> str:
 
 def _told(one: Judged) -> list[str]:
     outcome, through = one.outcome, one.let_through
-    form = f", {one.form}" if one.form else ""
     lines = [
-        f"{_plain(outcome.video)}, question {_plain(outcome.query_id)}: {outcome.kind.replace('_', ' ')}{form}",
+        f"{_plain(outcome.video)}, question {_plain(outcome.query_id)}: {_plain(', '.join((outcome.kind.replace('_', ' '), *outcome.tags)))}",
         f"**{one.cause}**: {one.reason}; loss {one.loss:.2f}",
         f"truth: {', '.join(map(span, outcome.truth)) or 'not in the video'}",
         f"answer: {_answer(one)}",
@@ -60,10 +59,10 @@ def _answer(one: Judged) -> str:
 
 
 def _common(outcomes: Sequence[Outcome], shown: Sequence[Judged]) -> list[str]:
-    """How many of the shown ones there are of each cause, kind and form, and of how many questions asked."""
+    """How many of the shown ones there are of each cause and kind and with each tag, and of how many questions asked."""
     counts, asked = worst.common(shown), worst.asked(outcomes)
-    columns = [what for what in ("all", *KINDS, *FORMS) if asked[what]]
-    lines = ["## What they have in common", "", _line(["", *(column.replace("_", " ") for column in columns)]), _line(["---"] * (len(columns) + 1))]
+    columns = [what for what in ("all", *KINDS, *sorted(counts["all"].keys() - {"all", *KINDS})) if asked[what]]
+    lines = ["## What they have in common", "", _line(["", *(_plain(column.replace("_", " ")) for column in columns)]), _line(["---"] * (len(columns) + 1))]
     lines += [_line([cause, *(str(counts[cause][what] or "") for what in columns)]) for cause in CAUSES]
     lines.append(_line(["**shown**", *(f"**{counts['all'][what]}**" for what in columns)]))
     return [*lines, _line(["asked", *(str(asked[what]) for what in columns)])]

@@ -33,7 +33,12 @@ def test_a_folder_of_annotated_videos(tmp_path):
     assert [item.name for item in items] == ["first", "second"] and items[0].video.name == "film.mkv"
     assert [(q.query_id, q.kind) for q in items[0].questions] == [("a", "one"), ("b", "near_miss"), ("c", "several")]
     assert items[0].questions[0].truth == ((5.0, 10.5),)
-    assert len(datasets.folder(tmp_path, 1)) == 1
+    assert len(datasets.folder(tmp_path, 1)) == 1 and all(q.tags == () for q in items[0].questions)
+
+
+def test_tags_of_questions(tmp_path):
+    place(tmp_path / "one", {**GOOD, "tags": {"a": ["indoors", "short", "indoors"], "c": []}})
+    assert [q.tags for q in datasets.folder(tmp_path)[0].questions] == [("indoors", "short"), (), ()]
 
 
 def changed(**fields):
@@ -50,6 +55,9 @@ def changed(**fields):
         ({"duration_s": 60.0, "queries": [GOOD["queries"][0]] * 2}, "query_id"),
         ({"duration_s": 60.0}, "queries"),
         ([], "annotation file"),
+        ({**GOOD, "tags": {"a": "indoors"}}, 'question a: tags must be a list of words, are "indoors"'),
+        ({**GOOD, "tags": {"b": ["x", 3]}}, "question b: tags must be a list of words"),
+        ({**GOOD, "tags": ["x"]}, "annotation file"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, about, says):

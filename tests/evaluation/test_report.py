@@ -56,6 +56,24 @@ def test_tables_show_figures_and_verdicts():
     assert "mIoU" in text and ("better" in text or "undecided" in text)
 
 
+def test_figures_by_tag():
+    tags = {"one": ("still",), "several": ("still", "[red]"), "absent": ("still",), "near_miss": ("still",)}
+    asked = [dataclasses.replace(o, tags=tags[o.kind], moments=() if o.kind == "absent" else o.moments) for o in outcomes()]
+    made = report.build(asked, RUN, resamples=10)
+    still, red = made["tags"]["still"], made["tags"]["[red]"]
+    assert (still["questions"], still["present"], still["refused"], still["refused_near_miss"]) == (8, 4, 0.5 * 100, 0.0)
+    assert still["R1@0.5"] == made["R1@0.5"] == 50.0 and red["questions"] == 2 and red["R1@0.5"] == 0.0 and red["refused"] is red["refused_near_miss"] is None
+    rows = {line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in shown(report.tag_table(made)).splitlines() if "│" in line}
+    assert rows["[red]"] == ["0.0 (2)", "0.0 (2)", "0.0 (2)", "100.0 (2)", "-", "-"]
+    assert rows["still"][0] == "50.0 (4)" and rows["still"][4:] == ["50.0 (4)", "0.0 (2)"]
+    assert report.outcomes_of(json.loads(json.dumps(made))) == asked
+    untagged = report.build(outcomes(), RUN, resamples=10)
+    assert untagged["tags"] == {} and report.tag_table(untagged) is None
+    for answer in untagged["questions"]:
+        del answer["tags"]  # a report of before
+    assert report.outcomes_of(untagged) == outcomes()
+
+
 def test_comparison_wants_the_same_exam():
     first = report.build(outcomes(), RUN, resamples=10)
     fewer = report.build(outcomes()[:6], RUN, resamples=10)

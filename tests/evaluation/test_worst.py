@@ -73,11 +73,15 @@ def test_equal_losses_go_by_video_and_id():
 
 
 def test_what_they_have_in_common_is_counted():
-    asked = [answered((WRONG, 0.9), query_id="1"), answered((WRONG, 0.9), truth=(), query_id="2"), answered((RIGHT, 0.9), query_id="3")]
+    asked = [
+        answered((WRONG, 0.9), query_id="1", tags=("indoors",)), answered((WRONG, 0.9), truth=(), query_id="2", tags=("indoors", "short")),
+        answered((RIGHT, 0.9), query_id="3", tags=("night",)),
+    ]  # fmt: skip
     counts = worst.common(worst.wrong(asked))
     assert counts["all"]["all"] == 2 and counts["localisation"] | counts["rejection"] != counts["all"]
-    assert (counts["localisation"]["one"], counts["rejection"]["absent"], counts["rejection"]["static"], counts["search"]["all"]) == (1, 1, 1, 0)
-    assert worst.asked(asked) == {"all": 3, "one": 2, "several": 0, "absent": 1, "near_miss": 0, "static": 3, "change": 0, "motion": 0, "relation": 0}
+    assert (counts["localisation"]["one"], counts["rejection"]["absent"], counts["rejection"]["indoors"], counts["search"]["all"]) == (1, 1, 1, 0)
+    assert counts["all"]["indoors"] == 2 and counts["search"]["indoors"] == 0
+    assert worst.asked(asked) == {"all": 3, "one": 2, "absent": 1, "indoors": 2, "short": 1, "night": 1}
 
 
 spans = st.tuples(st.integers(0, 40), st.integers(1, 20)).map(lambda drawn: (float(drawn[0]), float(drawn[0] + drawn[1])))

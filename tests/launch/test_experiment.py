@@ -15,10 +15,11 @@ from PIL import Image
 
 from launch import experiment
 from launch.cli import run
-from revision_jax import checkpoint
+from revision_jax import checkpoint, paths
 from revision_jax.config import StageConfig, TrainConfig
 from revision_jax.data.tokenizer import build_word_tokenizer
 from revision_jax.experiments.all import EXPERIMENTS
+from revision_jax.experiments.bench import Bench
 from tests.grounding.conftest import WORDS, noisy_state, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +139,19 @@ def test_trainings_of_their_own(model, workdir, tmp_path):
     (workdir / "contrastive" / "cells" / "with-seed-3.json").unlink()
     made("contrastive", model, workdir, tmp_path, *short)
     assert logs == {place: (place / "train.log").stat().st_size for place in trained}  # a lost cell is asked again, not trained again
+    files, bench = list((workdir / "contrastive" / "cells").glob("*.json")), Bench(model, workdir)
+    times = {file: file.stat().st_mtime_ns for file in files}
+    shipped = checkpoint.load(model)
+    state, config = paths.flatten(shipped.state), shipped.config
+    changed = state | {"params/decoder/norm/scale": 2 * np.ones(config.decoder.width, np.float32)}
+    other = checkpoint.export(paths.unflatten(changed), config, model / "tokenizer.json", tmp_path / "other", dtype="float32")
+    assert Bench(other, workdir).identity != bench.identity and Bench(other, workdir).encoders == bench.encoders
+    made("contrastive", other, workdir, tmp_path, *short)
+    assert times == {file: file.stat().st_mtime_ns for file in files}  # nor for another decoder over the same encoders
+    for name in ("params/vision/patch_embed/kernel", "params/similarity/scale"):
+        changed = {key: value + 0.5 if key == name else value for key, value in state.items()}
+        moved = checkpoint.export(paths.unflatten(changed), config, model / "tokenizer.json", tmp_path / name.replace("/", "-"), dtype="float32")
+        assert Bench(moved, workdir).encoders != bench.encoders
 
 
 @pytest.mark.slow

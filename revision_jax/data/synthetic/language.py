@@ -37,11 +37,6 @@ TURNING = ("that turns", "that becomes", "turning", "becoming", "which turns")
 PASS = ("passes", "goes", "slides", "travels", "glides")
 PASSING = ("passing", "going", "sliding", "that passes", "that goes")
 SIDE = {"behind": ("behind",), "front": ("in front of",)}
-_TOLD_BY = {  # words that only a question of this form has, if one looks in this order
-    "relation": tuple(words for side in SIDE.values() for words in side),
-    "change": TURNS + TURNING,
-    "motion": tuple(words for table in (WAYS, WAYS_FIRST, MOVING) for way in table.values() for words in way),
-}
 _FREQUENT = 0.55  # how often the plain word is taken where there are several
 
 
@@ -103,15 +98,6 @@ def phrase(query: Query, dice: Dice) -> str:
     else:
         words = f"{subject} {dice.pick(HERE)}"
     return re.sub(r"\s+", " ", words).replace(" ,", ",").strip(" ,")
-
-
-def form_of(question: str) -> str | None:
-    """The `Query.form` of a question that `phrase` wrote, by its words; None where it has a word that the world does not know."""
-    words = question.lower().replace(",", " ").split()
-    if not words or not set(words) <= set(all_words()):
-        return None
-    told = f" {' '.join(words)} "
-    return next((form for form, marks in _TOLD_BY.items() if any(f" {mark} " in told for mark in marks)), "static")
 
 
 def caption(objects: Sequence[Drawn], dice: Dice) -> str:

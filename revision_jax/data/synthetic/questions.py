@@ -52,6 +52,11 @@ class Question:
     query: Query
     swapped: str = ""
 
+    @property
+    def tags(self) -> list[str]:
+        """What kind of question it is, in words: its form, and what was swapped."""
+        return [self.query.form, *([f"{self.swapped.replace('to_colour', 'new colour')} swapped"] if self.swapped else [])]
+
     def seconds(self, fps: float) -> list[list[float]]:
         return [[start / fps, end / fps] for start, end in self.moments]
 

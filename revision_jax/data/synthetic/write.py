@@ -47,7 +47,8 @@ def write_mp4(script: Script, path: Path, size: int = FRAME, progress: Callable[
 
 
 def annotations(script: Script, questions: list[Question], style: Style = PLAIN) -> dict:
-    """The content of annotations.json: {"duration_s", "queries": [{"query_id", "query", "kind", "moments": [[s, e], ...]}]} and where it comes from."""
+    """The content of annotations.json: {"duration_s", "queries": [{"query_id", "query", "kind", "moments": [[s, e], ...]}]}, where it comes from,
+    and what sort of question each is: {"tags": {query_id: [tag, ...]}}."""
     return {
         "duration_s": script.duration_s,
         "fps": style.fps or script.fps,
@@ -56,6 +57,7 @@ def annotations(script: Script, questions: list[Question], style: Style = PLAIN)
         "world_version": WORLD_VERSION,
         **({"style": style.changes} if style.changes else {}),
         "queries": [{"query_id": q.query_id, "query": q.text, "kind": q.kind, "moments": q.seconds(script.fps)} for q in questions],
+        "tags": {q.query_id: q.tags for q in questions},
     }
 
 

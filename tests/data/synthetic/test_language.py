@@ -50,12 +50,6 @@ def test_what_a_question_names_can_be_read_back():
         assert found(text, language.SIDE) == {query.relation} - {None}, text
         ways = {way: [word for texts in (language.WAYS[way], language.MOVING[way], language.WAYS_FIRST[way]) for word in texts] for way in DIRECTIONS}
         assert found(text, ways) == {query.motion} - {None}, text
-        assert language.form_of(text) == query.form, text
-
-
-def test_words_of_another_world_have_no_form():
-    assert language.form_of("A plain RING, red, is shown") == "static"
-    assert language.form_of("a dog moves left") is None and language.form_of("") is None
 
 
 def test_sentences_are_tidy_and_varied():

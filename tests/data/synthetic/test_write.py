@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from revision_jax.data.synthetic.questions import ask
 from revision_jax.data.synthetic.render import render
 from revision_jax.data.synthetic.script import make_script
 from revision_jax.data.synthetic.write import write
@@ -49,6 +50,15 @@ def test_annotations_have_the_fixed_schema(tmp_path):
         assert set(query) == {"query_id", "query", "kind", "moments"} and query["kind"] in ("one", "several", "absent", "near_miss")
         assert bool(query["moments"]) == (query["kind"] in ("one", "several"))
         assert all(0 <= start < end <= 60 for start, end in query["moments"])
+    assert content["tags"] == {question.query_id: question.tags for question in ask(SCRIPT)}
+
+
+def test_tags_say_form_and_what_was_swapped():
+    asked = ask(make_script(11, 3600.0), 200)
+    assert {question.tags[0] for question in asked} == {"static", "motion", "change", "relation"} and all(q.tags[0] == q.query.form for q in asked)
+    swapped = {question.tags[1] for question in asked if question.kind == "near_miss"}
+    assert swapped == {f"{what} swapped" for what in ("size", "pattern", "colour", "shape", "motion", "new colour", "relation")}
+    assert all(len(question.tags) == 1 for question in asked if question.kind != "near_miss")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
