@@ -71,9 +71,9 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     """The result of a run as one JSON object.
 
     All figures at the top level (units in figures.py; null where no question has what a figure needs), then `counts`, `parse_failures`,
-    `kinds` (figures of each kind of question), `tags` (of the questions with each tag), `intervals` (95 % bootstrap), `reliability` (first
-    candidates, correct = IoU > 0.5), `units`, `meaning`, `run` (what was run, as given) and `questions` (every answer, from which all of it
-    can be computed again).
+    `kinds` (figures of each kind of question), `tags` (of the questions with each tag), `intervals` (95 % bootstrap), `kind_intervals` (those
+    of each kind), `reliability` (first candidates, correct = IoU > 0.5), `units`, `meaning`, `run` (what was run, as given) and `questions`
+    (every answer, from which all of it can be computed again).
     """
     if not outcomes:
         raise UserError("no question was asked: the split is empty, or --limit is 0")
@@ -84,9 +84,12 @@ def build(outcomes: list[Outcome], run: dict[str, Any], *, resamples: int = figu
     report |= figures.figures(outcomes)
     report["parse_failures"] = sum(o.parse_failures for o in outcomes)
     report["counts"] = _counts(outcomes)
-    report["kinds"] = {kind: figures.figures([o for o in outcomes if o.kind == kind]) for kind in KINDS if any(o.kind == kind for o in outcomes)}
+    kinds = {kind: those for kind in KINDS if (those := [o for o in outcomes if o.kind == kind])}
+    report["kinds"] = {kind: figures.figures(those) for kind, those in kinds.items()}
     report["tags"] = _tags(outcomes)
-    report["intervals"] = {name: value and list(value) for name, value in figures.intervals(outcomes, resamples=resamples, seed=seed).items()}
+    intervals = lambda those: {name: value and list(value) for name, value in figures.intervals(those, resamples=resamples, seed=seed).items()}
+    report["intervals"] = intervals(outcomes)
+    report["kind_intervals"] = {kind: intervals(those) for kind, those in kinds.items()}
     report["reliability"] = dataclasses.asdict(diagram)
     report["units"], report["meaning"] = UNITS, MEANING
     report["run"] = run

@@ -41,6 +41,15 @@ def test_has_every_figure_that_is_promised():
     json.dumps(made, allow_nan=False)
 
 
+def test_each_kind_has_intervals_of_its_own():
+    asked = [dataclasses.replace(o, moments=((100.0 + 3 * i, 120.0, 0.7, True),)) for i, o in enumerate(outcomes())]
+    made = report.build(asked, RUN, resamples=50)
+    for kind in ("one", "several", "absent", "near_miss"):
+        assert made["kind_intervals"][kind] == report.build([o for o in asked if o.kind == kind], RUN, resamples=50)["intervals"]
+    low, high = made["kind_intervals"]["one"]["mIoU"]
+    assert low < made["kinds"]["one"]["mIoU"] < high and made["kind_intervals"]["absent"]["mIoU"] is None
+
+
 def test_survives_saving(tmp_path):
     made = report.build(outcomes(), RUN, resamples=50)
     report.save(tmp_path / "deep" / "a.json", made)
