@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cache=options.cache, progress=of_films,
         )  # fmt: skip
         done = measure(experiment, bench, command(options), of_cells)
-    written = publish(experiment, done, options.out)
+    written = publish(experiment, done, options.out, command(options))
     print(written.read_text(encoding="utf-8"))
     print(f"{written}: {len(done)} cells, kept in {options.workdir / experiment.name}")
     return 0

@@ -14,15 +14,15 @@ from revision_jax.experiments.rows import NOISE, Difference, Row, reference_of
 LABELS = {"seconds": "seconds", "prompts": "decoder prompts", "tokens": "visual tokens", "AUROC_right": "AUROC of right", "AUROC": "AUROC of presence"}
 
 
-def page(experiment: Experiment, found: Sequence[Row], done: Sequence[tuple[Cell, dict[str, Any]]], picture: str = "") -> str:
-    """The whole page. done: the finished cells with their records; picture: the file beside it."""
+def page(experiment: Experiment, found: Sequence[Row], done: Sequence[tuple[Cell, dict[str, Any]]], command: str, picture: str = "") -> str:
+    """The whole page. done: the finished cells with their records; command: what measures all of them; picture: the file beside it."""
     reference = reference_of(found, experiment.reference)
     lines = [f"# {experiment.name}", "", experiment.asks, "", *_figures(experiment, found), ""]
     if len(found) > 1:
         lines += [*_against(experiment, found, reference), ""]
     if picture:
         lines += [f"![{experiment.name}]({picture})", ""]
-    lines += [*(f"- {note}" for note in (*experiment.notes, *_reading(experiment, found))), "", *_made(experiment, done)]
+    lines += [*(f"- {note}" for note in (*experiment.notes, *_reading(experiment, found, done))), "", *_made(experiment, done, command)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,16 +82,17 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _reading(experiment: Experiment, found: Sequence[Row]) -> list[str]:
+def _reading(experiment: Experiment, found: Sequence[Row], done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
     cost = "a question costs seconds (encoding not counted), sequences that the decoder reads (prompts), and visual tokens in them"
     notes = [f"R1@k, mIoU, mAP, RejF1 and recall in percent, in brackets the 95 % interval; {cost}."]
     if experiment.trains:
-        runs = len(found[0].runs)
+        runs, steps = len(found[0].runs), done[0][1]["about"]["settings"]["steps"]
+        notes.append(f"Training steps: {', '.join(f'{count} in `{task}`' for task, count in steps.items())}.")
         notes.append(f"Means of {runs} seeds; questions and seeds are resampled, and where the seeds disagree about a sign, it is noise.")
     return notes
 
 
-def _made(experiment: Experiment, done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
+def _made(experiment: Experiment, done: Sequence[tuple[Cell, dict[str, Any]]], command: str) -> list[str]:
     about, made = done[0][1]["about"], done[0][1]["made"]
     versions = ", ".join(f"{name} {made[name]}" for name in ("python", "jax", "flax"))
     hours = sum(record["made"]["seconds"] for _, record in done) / 3600
@@ -99,4 +100,4 @@ def _made(experiment: Experiment, done: Sequence[tuple[Cell, dict[str, Any]]]) -
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     what = "Encoders" if experiment.trains else "Checkpoint"  # of a checkpoint that is trained anew nothing else is kept
     told = f"{what} {about['checkpoint']}, world {about['world']}, {versions}, {made['machine']}; {len(done)} cells in {hours:.2f} h, {when}."
-    return ["```bash", made["command"], "```", "", told]
+    return ["```bash", command, "```", "", told]

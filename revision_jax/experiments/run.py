@@ -40,8 +40,8 @@ def measure(experiment: Experiment, bench: Bench, command: str = "", progress: P
     return done
 
 
-def publish(experiment: Experiment, done: Done, out: Path, resamples: int = figures.RESAMPLES) -> Path:
-    """Writes OUT/NAME.md and OUT/NAME.png; returns the page's path."""
+def publish(experiment: Experiment, done: Done, out: Path, command: str, resamples: int = figures.RESAMPLES) -> Path:
+    """Writes OUT/NAME.md and OUT/NAME.png; returns the page's path. command: what measures all cells, which may have been measured in parts."""
     found = rows(done, resamples)
     picture = draw(out / f"{experiment.name}.png", experiment.asks, experiment.chart(found))
-    return write_text(out / f"{experiment.name}.md", page(experiment, found, done, picture.name))
+    return write_text(out / f"{experiment.name}.md", page(experiment, found, done, command, picture.name))

@@ -148,10 +148,11 @@ def test_runs_of_a_row_must_ask_the_same(bench):
 
 def test_the_page_tells_figures_differences_and_how_they_were_made(bench, tmp_path):
     made = experiment([cell("one", answers(0.9)), cell("twin", answers(0.9)), cell("poor | man", answers(0.0))], notes=("A note.",))
-    written = publish(made, measure(made, bench, "python -m launch.experiment made_up"), tmp_path / "out", RESAMPLES)
+    done = measure(made, bench, "python -m launch.experiment made_up --seeds 0")  # by parts; the page tells what measures the whole
+    written = publish(made, done, tmp_path / "out", "python -m launch.experiment made_up", RESAMPLES)
     text = written.read_text()
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()[::-1] if line.startswith("| ")}
-    assert text.startswith("# made_up\n\nWhat is made up?\n") and "python -m launch.experiment made_up" in text and "- A note." in text
+    assert text.startswith("# made_up\n\nWhat is made up?\n") and "```bash\npython -m launch.experiment made_up\n```" in text and "- A note." in text
     assert lines["one"].count(" to ") >= 4 and "| 1.5 |" in lines["one"] and lines["one"].endswith("| 60 |")
     differences = text.split("Less **one**")[1]
     twin = next(line for line in differences.splitlines() if line.startswith("| twin"))
@@ -166,7 +167,7 @@ def test_the_page_tells_figures_differences_and_how_they_were_made(bench, tmp_pa
 def test_figures_that_no_row_has_are_no_column(bench, tmp_path):
     absent = [outcome for outcome in answers(0.5) if not outcome.present]
     made = experiment([cell("one", absent)])
-    text = publish(made, measure(made, bench), tmp_path, RESAMPLES).read_text()
+    text = publish(made, measure(made, bench), tmp_path, "", RESAMPLES).read_text()
     assert "R1@0.5" not in text.split("\n\n")[2] and "AUROC" not in text.split("\n\n")[2] and "seconds" in text
 
 

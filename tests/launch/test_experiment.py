@@ -129,7 +129,7 @@ def test_first_level_by_decoder_or_similarity(model, workdir, tmp_path):
 def test_trainings_of_their_own(model, workdir, tmp_path):
     short = ["--seeds", "3", "--steps", "0.006"]
     text, cells = made("contrastive", model, workdir, tmp_path, *short)
-    assert set(cells) == {"with-seed-3", "without-seed-3"} and "--seeds 3" in text
+    assert set(cells) == {"with-seed-3", "without-seed-3"} and "--seeds 3" in text and "Training steps: 2 in `language`, 3 in `ground`." in text
     trained = [file.parent for file in (workdir / "trained").glob("*/checkpoint")]
     configs = [checkpoint.load_config(place / "checkpoint") for place in trained]
     stages = sorted((stage.name, stage.steps, stage.absent, config.train.seed) for config in configs for stage in config.train.stages)
