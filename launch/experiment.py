@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from revision_jax.experiments.bench import Bench
     from revision_jax.experiments.run import measure, publish
 
+    told = command(options)
     # A training started here is to hear of it, and to save.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with _progress(experiment.name) as (of_cells, of_films):
@@ -58,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.checkpoint, options.workdir, videos=options.videos or experiment.videos, duration_s=options.duration, seeds=seeds, steps=options.steps,
             cache=options.cache, progress=of_films,
         )  # fmt: skip
-        done = measure(experiment, bench, command(options), of_cells)
-    written = publish(experiment, done, options.out, command(options))
+        done = measure(experiment, bench, told, of_cells)
+    written = publish(experiment, done, options.out, told)
     print(written.read_text(encoding="utf-8"))
     print(f"{written}: {len(done)} cells, kept in {options.workdir / experiment.name}")
     return 0

@@ -121,7 +121,7 @@ def cells(bench: Bench, row: str, overrides: Sequence[str]) -> list[Cell]:
 def _cell(bench: Bench, row: str, overrides: tuple[str, ...], seed: int) -> Cell:
     config = short(bench.config, overrides, seed, bench.steps, bench.duration_s)  # raises now what it would raise after hours
     films = bench.films
-    made = {"steps": {task: max(1, round(count * bench.steps)) for task, count in STEPS.items()}, "train_videos": TRAIN_VIDEOS}
+    made = {"steps": {stage.task: stage.steps for stage in config.train.stages}, "train_videos": TRAIN_VIDEOS}
     digest = hashlib.blake2b(config.to_json().encode(), digest_size=8).hexdigest()
     settings = {"overrides": list(overrides), "seed": seed, "films": films.settings(), **made, "config": digest}
 
