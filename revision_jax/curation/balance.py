@@ -4,6 +4,9 @@ k-means alone does not do: it puts its centres where the images are many, so tha
 is too large. So its centres, a few for each category, are joined by complete linkage, which makes categories of like width whatever their number of images;
 then their sizes say how common they are. (Vo et al., arXiv 2405.15613, cluster the centres by k-means again. Among 2,396 stills, 482 of which showed one
 thing, that left the largest of 48 categories at 2.5 times the mean; complete linkage, at 8 times.)
+
+What all images share is taken off first, their mean: encoders put all pictures into one narrow cone, in which everything that is not the commonest thing looks
+alike. (Of 2,500 stills, 500 of one thing, 726 went without it, 51 % of them that thing; 284 and 89 % with it.)
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ def categories(vectors: Num[np.ndarray, "n E"], config: BalanceConfig) -> Int64[
     size = len(vectors)
     count = min(config.categories or max(1, round(math.sqrt(size))), size)
     features = unit_features(vectors)
+    features = unit_features(features - features.mean(0))
     centres, fine = _clusters(features, max(count, min(size // 4, FINE * count, MOST)), config.seed)
     if count == 1 or len(centres) == 1:
         return np.zeros(size, np.int64)

@@ -34,6 +34,16 @@ def test_the_common_thing_is_one_category_and_is_cut_to_its_share():
     assert [one.row for one in gone] == sorted({one.row for one in gone})
 
 
+def test_things_near_the_mean_of_all_are_told_apart():
+    """In a narrow cone, the rarer things near its middle: by their plain cosines these are one thing, and too much of it."""
+    ids, vectors, common = world(common=100, others=18)
+    middle = 40 * np.random.default_rng(1).normal(size=vectors.shape[1])
+    near = vectors - vectors.mean(0)
+    near[~common] *= 0.1
+    gone = excess(ids, near + middle, replace(CONFIG, categories=19))
+    assert len(gone) > 30 and all(common[one.row] for one in gone)
+
+
 def test_it_is_a_function_of_its_arguments_and_the_draw_has_a_seed():
     ids, vectors, _ = world()
     assert excess(ids, vectors, CONFIG) == excess(ids, vectors, CONFIG)
