@@ -42,7 +42,8 @@ def categories(vectors: Num[np.ndarray, "n E"], config: BalanceConfig) -> Int64[
     size = len(vectors)
     count = min(config.categories or max(1, round(math.sqrt(size))), size)
     features = unit_features(vectors)
-    features = unit_features(features - features.mean(0))
+    features -= features.mean(0, dtype=np.float64)  # in place, of millions of images; and these many float32 would not add up
+    features = unit_features(features)
     centres, fine = _clusters(features, max(count, min(size // 4, FINE * count, MOST)), config.seed)
     if count == 1 or len(centres) == 1:
         return np.zeros(size, np.int64)
